@@ -1,0 +1,1 @@
+"""One node, start to finish: the pod, its freeze, its dump, its restore. Knows no MPI and no other node."""

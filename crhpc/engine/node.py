@@ -1,0 +1,264 @@
+"""``Node``: the one door to a node's share of the job. Plain data in, plain data out; no MPI, no other node."""
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from crhpc.engine import freeze as freezing
+from crhpc.engine.dump import cut, write_tables, write_tree
+from crhpc.engine.pod import PodProcess
+from crhpc.engine.restore import Rebuilding
+from crhpc.errors import CheckpointFailed, CrhpcError, DiskFull, RestartFailed
+from crhpc.image.reader import Image
+from crhpc.image.writer import ShardWriter
+from crhpc.kernel import proc
+from crhpc.log import Steps, logger
+from crhpc.resources import kinds
+from crhpc.resources.context import Dump, Pod
+from crhpc.resources.files.inet import InetSocket, endpoints
+
+log = logger(__name__)
+
+_NO_SPACE = (28, 122)   # ENOSPC, EDQUOT
+
+
+class Node:
+    """A node of the job. One checkpoint or one restart at a time; all calls but ``write`` from one thread."""
+
+    def __init__(self, number: int, *, memory: int, level: int, warn: Callable[[str], None]) -> None:
+        """
+        Args:
+            number: this node's among the job's.
+            memory: bytes that pages in flight may take.
+            level: of zstd.
+            warn: takes lines for the user.
+        """
+        self.number = number
+        self.memory = memory
+        self.level = level
+        self.warn = warn
+        self.kinds = kinds()
+        self.pod: PodProcess | None = None
+        self.context: Pod | None = None
+        self.root = 0
+        """The job's first process, by the pod's number."""
+        self.root_host = 0
+        self.steps = Steps()
+        self._remembered: dict[str, Any] = {}
+        self._writer: ShardWriter | None = None
+        self._frozen: freezing.Frozen | None = None
+        self._dump: Dump | None = None
+        self._image: Image | None = None
+        self._rebuilding: Rebuilding | None = None
+
+    # -- a new job --------------------------------------------------------------------------------
+    def start(self, command: dict[str, Any], stdio: tuple[int, int, int], temporary: str) -> dict[str, int]:
+        """Make a pod and start a command in it; its ids.
+
+        Args:
+            command: argv, env, cwd, umask, cpus, ignored signals.
+            temporary: the pod's directory for temporary files.
+
+        Raises:
+            NotAllowed: the system refuses the pod.
+            CommandNotFound: the command can't be run.
+        """
+        self.pod = PodProcess(temporary, hostname=socket.gethostname())
+        self.context = self.pod.context(stdio)
+        environment = {**command["env"], "TMPDIR": temporary}
+        self.root, self.root_host = self.pod.start({**command, "env": environment}, stdio)
+        _allow_many_descriptors()
+        return {"pid": self.root, "host_pid": self.root_host, "tasks": 1}
+
+    # -- checkpoint -------------------------------------------------------------------------------
+    def precopy(self, directory: str) -> None:
+        """Open the shard in an image's temporary directory.
+
+        Raises:
+            CrhpcError: it can't be written.
+        """
+        self.steps = Steps()
+        with self._explained(directory):
+            self._writer = ShardWriter(Path(directory), self.number, level=self.level, memory=self.memory)
+
+    def freeze(self) -> int:
+        """Stop every thread of the pod; how many tasks there are.
+
+        Raises:
+            CrhpcError: something can't be stopped.
+        """
+        assert self.pod is not None
+        with self.steps.step("freeze", log):
+            self._frozen = freezing.freeze(self.pod.pid)
+        return len(self._frozen.tasks) + len(self._frozen.zombies)
+
+    def cut(self) -> list[dict[str, Any]]:
+        """Take everything of the frozen pod; the ends of its connections, as plain rows.
+
+        Raises:
+            CrhpcError: something can't be saved. The pod is unchanged and still frozen.
+        """
+        assert self.pod is not None and self.context is not None
+        assert self._frozen is not None and self._writer is not None
+        with self._explained(str(self._writer.path.parent)):
+            self._dump = cut(self._frozen, self.pod, self.context, self._writer, self.kinds, self._remembered, self.steps)
+        return endpoints(self._dump.rows.get(InetSocket, []))
+
+    def thaw(self) -> float:
+        """Let the pod go on; the seconds that it stood still."""
+        assert self._frozen is not None
+        frozen, self._frozen = self._frozen, None
+        return freezing.thaw(frozen)
+
+    def write(self) -> dict[str, Any]:
+        """Finish the shard; its summary. May run in another thread than the rest, while the job goes on.
+
+        Raises:
+            CrhpcError: it can't be written.
+        """
+        assert self._writer is not None and self._dump is not None
+        with self._explained(str(self._writer.path.parent)), self.steps.step("write", log):
+            write_tables(self._dump, self.kinds)
+            write_tree(self._dump)
+            summary = self._writer.close()
+        self._writer = self._dump = None
+        return summary.to_json()
+
+    def progress(self) -> tuple[int, int]:
+        """Bytes taken and bytes stored of the checkpoint under way."""
+        writer = self._writer
+        return writer.progress() if writer is not None else (0, 0)
+
+    def abort(self) -> None:
+        """Give a checkpoint up: the pod goes on, the shard goes. Never raises."""
+        if self._frozen is not None:
+            self.thaw()
+        writer, self._writer, self._dump = self._writer, None, None
+        if writer is not None:
+            writer.abort()
+
+    def describe(self) -> dict[str, Any]:
+        """What a restart needs to know of the pod beside its shard."""
+        assert self.pod is not None
+        return {"temporary": self.pod.temporary, "root": self.root, "hostname": socket.gethostname(),
+                "monotonic": self._clock(time.CLOCK_MONOTONIC, "monotonic"),
+                "boottime": self._clock(time.CLOCK_BOOTTIME, "boottime"),
+                "last_pid": int(self.pod.request({"op": "read", "path": "/proc/sys/kernel/ns_last_pid"})["text"])}
+
+    def _clock(self, clock: int, name: str) -> float:
+        assert self.pod is not None
+        return time.clock_gettime(clock) + self.pod.clock_offset(name)
+
+    # -- restart ----------------------------------------------------------------------------------
+    def build(self, image: str, described: dict[str, Any], stdio: tuple[int, int, int]) -> int:
+        """Rebuild the pod of an image up to its open files, all stopped; how many tasks it has.
+
+        Args:
+            described: what ``describe`` gave at the checkpoint.
+
+        Raises:
+            CrhpcError: it can't be restarted here.
+        """
+        with self._restarting(image):
+            self.steps = Steps()
+            self._image = Image(image)
+            self.pod = PodProcess(described["temporary"], hostname=described["hostname"],
+                                  clocks={"monotonic": described["monotonic"], "boottime": described["boottime"]})
+            self.context = self.pod.context(stdio)
+            self.root = described["root"]
+            _allow_many_descriptors()
+            self._rebuilding = Rebuilding(self._image.node(self.number), Path(image), self.pod, self.context, self.kinds,
+                                          self.warn, self.steps)
+            self._rebuilding.build()
+        return len(self._rebuilding.ctx.tasks)
+
+    def connect(self) -> None:
+        """Connect the sockets and finish all tasks, still stopped.
+
+        Raises:
+            CrhpcError: it can't be restarted here.
+        """
+        assert self._rebuilding is not None and self._image is not None
+        with self._restarting(str(self._image.path)):
+            self._rebuilding.connect()
+
+    def release(self, last_pid: int) -> dict[str, int]:
+        """Let the restarted pod go; the ids of the job's first process (host_pid 0 if it had ended)."""
+        assert self._rebuilding is not None and self._image is not None
+        tasks = self._rebuilding.ctx.tasks
+        self.root_host = tasks[self.root].host if self.root in tasks else 0
+        self._rebuilding.release(last_pid)
+        self._image.close()
+        self._image = self._rebuilding = None
+        return {"pid": self.root, "host_pid": self.root_host, "tasks": len(tasks)}
+
+    # -- while it runs ----------------------------------------------------------------------------
+    def signal(self, number: int, *, group: bool) -> None:
+        """Send a signal to the job's first process, or to its whole process group."""
+        with contextlib.suppress(ProcessLookupError):
+            if group:
+                os.killpg(os.getpgid(self.root_host), number)
+            else:
+                os.kill(self.root_host, number)
+
+    def tasks(self) -> list[dict[str, Any]]:
+        """The pod's processes: pid, host_pid, program, threads."""
+        found = []
+        for host in proc.descendants(self.pod.pid) if self.pod is not None else []:
+            with contextlib.suppress(OSError):
+                status = proc.status(host)
+                found.append({"pid": status.inner("NSpid"), "host_pid": host, "program": proc.program(host),
+                              "threads": status.number("Threads")})
+        return found
+
+    def end(self) -> None:
+        """End every process of the pod."""
+        self.abort()
+        if self._rebuilding is not None:
+            self._rebuilding.close()
+            self._rebuilding = None
+        if self._image is not None:
+            self._image.close()
+            self._image = None
+        if self.pod is not None:
+            self.pod.end()
+            self.pod = None
+
+    # -- what went wrong --------------------------------------------------------------------------
+    @contextlib.contextmanager
+    def _explained(self, directory: str) -> Any:
+        """Tell a failed checkpoint in the user's words."""
+        try:
+            yield
+        except OSError as error:
+            log.debug("checkpoint failed", exc_info=True)
+            if error.errno in _NO_SPACE:
+                raise DiskFull(path=directory, why=error.strerror) from error
+            raise CheckpointFailed(why=f"{error.filename}: {error.strerror}" if error.filename else str(error),
+                                   cure="see `crhpc checkpoint -v`; the next one is taken as usual") from error
+
+    @contextlib.contextmanager
+    def _restarting(self, image: str) -> Any:
+        """Tell a failed restart in the user's words; whatever was built goes."""
+        try:
+            yield
+        except CrhpcError:
+            self.end()
+            raise
+        except OSError as error:
+            log.debug("restart failed", exc_info=True)
+            self.end()
+            raise RestartFailed(image=image, why=f"{error.filename}: {error.strerror}" if error.filename else str(error),
+                                cure="run with CRHPC_LOG=debug for the details") from error
+
+
+def _allow_many_descriptors() -> None:
+    """The agent holds each open file of the pod once."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,157 @@
+"""A pod from the agent's side: making it, and asking its first process for things."""
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections import deque
+from typing import Any
+
+from crhpc.channel import Channel, ChannelClosed, Message
+from crhpc.errors import CommandNotFound, NotAllowed
+from crhpc.kernel import pidfd
+from crhpc.kernel.libc import prctl
+from crhpc.kernel.namespaces import PR_SET_CHILD_SUBREAPER, clock_offsets
+from crhpc.resources.context import Pod
+
+_CURES = {
+    "unshare": "ask the administrator to allow user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone=1)",
+    "mount of proc": "run outside containers that mask parts of /proc, or ask for an unmasked one",
+}
+
+
+class PodProcess:
+    """The first process of a pod and the channel to it."""
+
+    def __init__(self, temporary: str, *, hostname: str, clocks: dict[str, float] | None = None) -> None:
+        """Make the namespaces and the first process.
+
+        Args:
+            temporary: the pod's directory for temporary files; made, and removed by ``end``.
+            clocks: what CLOCK_MONOTONIC and CLOCK_BOOTTIME shall read, in seconds; None for the node's own.
+
+        Raises:
+            NotAllowed: the system refuses a namespace or a mount.
+        """
+        prctl(PR_SET_CHILD_SUBREAPER, 1)
+        self.events: deque[Message] = deque()
+        self.temporary = temporary
+        self.pid = 0
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(temporary, 0o700)
+        self.channel, theirs = Channel.pair()
+        fd = theirs.fileno()
+        process = subprocess.Popen([sys.executable, "-P", "-m", "crhpc.engine.init", str(fd)], stdin=subprocess.DEVNULL,
+                                   pass_fds=[fd], start_new_session=True)
+        theirs.close()
+        try:
+            self.channel.send({"clocks": clocks, "hostname": hostname})
+            self.pid = self._expect("init")["pid"]
+            process.wait()
+            self.channel.send({"op": "go"})
+            self._expect("ready")
+        except ChannelClosed:
+            self.end()
+            raise NotAllowed(what="a pod", why="its first process ended at once", cure="see `crhpc doctor`") from None
+        except BaseException:
+            self.end()
+            raise
+
+    def _expect(self, op: str) -> Message:
+        message, _ = self.channel.receive()
+        if message["op"] == "failed":
+            what = message["what"]
+            cure = next((cure for start, cure in _CURES.items() if what.startswith(start)), "see `crhpc doctor`")
+            raise NotAllowed(what="namespaces of the job's own", why=f"{what}: {os.strerror(message['errno'])}", cure=cure)
+        assert message["op"] == op, message
+        return message
+
+    def context(self, stdio: tuple[int, int, int]) -> Pod:
+        """What kinds need to know of the pod."""
+        return Pod(self.pid, self.temporary, stdio=stdio)
+
+    # -- requests ---------------------------------------------------------------------------------
+    def request(self, message: Message, fds: tuple[int, ...] = ()) -> dict[str, Any]:
+        """Ask the first process for something and wait; descriptors in the answer are its ``fds``.
+
+        Raises:
+            OSError: what failed there.
+            ChannelClosed: the pod is gone.
+        """
+        self.channel.send(message, fds)
+        while True:
+            reply, received = self.channel.receive()
+            if reply["op"] == "reply":
+                break
+            self.events.append(reply)
+        if "errno" in reply:
+            raise OSError(reply["errno"], os.strerror(reply["errno"]), reply["what"])
+        return {**reply, "fds": received}
+
+    def start(self, message: Message, stdio: tuple[int, int, int]) -> tuple[int, int]:
+        """Start the job's command; its ids in the pod and on this node.
+
+        Raises:
+            CommandNotFound: it can't be run.
+        """
+        try:
+            return self._with_host_pid(self.request({**message, "op": "start"}, stdio))
+        except OSError as error:
+            raise CommandNotFound(command=message["argv"][0], why=f"{error.filename}: {error.strerror}") from None
+
+    def fork_as(self, pid: int) -> int:
+        """An empty task with a chosen id; its id on this node."""
+        return self._with_host_pid(self.request({"op": "fork", "pid": pid}))[1]
+
+    def _with_host_pid(self, reply: dict[str, Any]) -> tuple[int, int]:
+        (handle,) = reply["fds"]
+        try:
+            return reply["pid"], pidfd.pid_of(handle)
+        finally:
+            os.close(handle)
+
+    def control(self, number: int) -> socket.socket:
+        """A socket whose other end all stubs will have as ``number``; the agent's end."""
+        ours, theirs = socket.socketpair()
+        self.request({"op": "control", "number": number}, (theirs.fileno(),))
+        theirs.close()
+        return ours
+
+    def clock_offset(self, name: str) -> float:
+        """Seconds that a clock of the pod ("monotonic", "boottime") is ahead of this process's own."""
+        inside = clock_offsets(self.pid)[name]
+        return (inside - clock_offsets(os.getpid())[name]) / 1e9
+
+    # -- events -----------------------------------------------------------------------------------
+    def fileno(self) -> int:
+        """Readable when an event waits, or the pod is gone."""
+        return self.channel.fileno()
+
+    def read_event(self) -> Message | None:
+        """What happened in the pod; None when it is gone. Blocks until something has."""
+        if self.events:
+            return self.events.popleft()
+        try:
+            return self.channel.receive()[0]
+        except ChannelClosed:
+            return None
+
+    def end(self) -> None:
+        """End every process of the pod and remove what it had on this node's disk."""
+        self.channel.close()
+        if self.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self.pid, 0)
+            self.pid = 0
+        _remove_tree(self.temporary)
+
+
+def _remove_tree(path: str) -> None:
+    import shutil
+
+    shutil.rmtree(path, ignore_errors=True)

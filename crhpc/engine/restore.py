@@ -1,0 +1,82 @@
+"""Rebuilding a pod from its shard: phases in their order, everything stopped until the release."""
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from crhpc.engine.pod import PodProcess
+from crhpc.image.reader import Shard
+from crhpc.kernel import proc, ptrace
+from crhpc.kernel.tracee import find_instruction
+from crhpc.log import Steps, logger
+from crhpc.resources import Kind, Phase, run_steps
+from crhpc.resources.context import Pod, Restore
+from crhpc.resources.files import Descriptor, File
+from crhpc.resources.tree import Process
+
+log = logger(__name__)
+
+_MARGIN = 16
+
+
+class Rebuilding:
+    """One restart of one pod: build, connect, release; or abandon."""
+
+    def __init__(self, shard: Shard, image: Path, pod: PodProcess, context: Pod, kinds: list[Kind],
+                 warn: Callable[[str], None], steps: Steps) -> None:
+        self.kinds = kinds
+        self.pod = pod
+        self.steps = steps
+        number = control_number(shard)
+        self.ctx = Restore(shard, image, context, pod, pod.control(number), number, warn)
+
+    def build(self) -> None:
+        """Everything up to the open files; sockets between pods come with ``connect``.
+
+        Raises:
+            CrhpcError: this machine or its files don't fit the image.
+            OSError: a system call failed.
+        """
+        self._run(Phase.CHECK, Phase.OPEN)
+
+    def connect(self) -> None:
+        """Connect sockets, and all that comes after up to the release."""
+        self._run(Phase.CONNECT, Phase.LAST)
+        for task in self.ctx.tasks.values():
+            task.leader.instruction = find_instruction(task.host, proc.maps(task.host))
+            task.call("munmap", task.area.address, task.area.size)
+            task.area = None
+        self._run(Phase.REGISTERS, Phase.REGISTERS)
+
+    def _run(self, first: Phase, last: Phase) -> None:
+        for phase in Phase:
+            if first <= phase <= last:
+                with self.steps.step(phase.name.lower(), log):
+                    run_steps(self.kinds, phase, self.ctx)
+
+    def release(self, last_pid: int) -> None:
+        """Let every task go."""
+        self.close()
+        self.pod.request({"op": "built", "last_pid": last_pid})
+        stopped = {row.pid for row in self.ctx.rows(Process) if row.stopped}
+        for pid, task in self.ctx.tasks.items():
+            if pid in stopped:
+                os.kill(task.host, signal.SIGSTOP)
+            for tracee in task.threads.values():
+                with contextlib.suppress(ProcessLookupError):
+                    ptrace.detach(tracee.tid)
+
+    def close(self) -> None:
+        """Let go of the descriptors that the agent held for the pod."""
+        self.ctx.closing.close()
+        self.ctx.control.close()
+
+
+def control_number(shard: Shard) -> int:
+    """A descriptor number above all that the image's tasks have, with room for each file once beside."""
+    numbers = shard.table(Descriptor, "descriptor")
+    files = shard.table(File, "file")
+    return max((row.fd for row in numbers), default=0) + len(files) + _MARGIN

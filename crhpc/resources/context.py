@@ -1,0 +1,312 @@
+"""What kinds work with: the tasks of a pod, and one checkpoint or one restart of it.
+
+The contexts carry what several kinds need (shared objects by id, descriptors that the agent holds for the
+pod) and no knowledge of any kind.
+"""
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from crhpc.errors import Unsupported
+from crhpc.image.reader import Shard
+from crhpc.image.writer import ShardWriter
+from crhpc.kernel import descriptors, pidfd, proc, vm
+from crhpc.kernel.libc import PAGE
+from crhpc.kernel.tracee import Area, Tracee
+
+R = TypeVar("R")
+
+
+@dataclass(slots=True, eq=False)
+class Task:
+    """A process of the pod that stands still. ``pid`` is the pod's own number, ``host`` this node's."""
+
+    pid: int
+    host: int
+    leader: Tracee
+    threads: dict[int, Tracee] = field(default_factory=dict)
+    """Every thread by its id in the pod, the leader too."""
+    mappings: list[proc.Mapping] = field(default_factory=list)
+    zombie: bool = False
+    stopped: bool = False
+    """Stopped by a signal before we came, as job control does."""
+    trap_action: bytes = bytes(32)
+    """SIGTRAP's action, read before any batch was run."""
+    _area: Area | None = None
+
+    @property
+    def area(self) -> Area:
+        """The scratch area for batches of remote calls."""
+        assert self._area is not None, "no scratch area is mapped now"
+        return self._area
+
+    @property
+    def mapped_area(self) -> Area | None:
+        """The scratch area, if there is one now."""
+        return self._area
+
+    @area.setter
+    def area(self, area: Area | None) -> None:
+        self._area = area
+
+    def area_of(self, tid: int) -> Area:
+        """The scratch area, for calls that one thread of the task makes."""
+        return Area(self.threads[tid], self.area.address, self.area.size)
+
+    @property
+    def program(self) -> str:
+        return proc.program(self.host)
+
+    def call(self, name: str, *args: int) -> int:
+        """One remote call in the leader."""
+        return self.leader.call(name, *args)
+
+
+@dataclass(slots=True)
+class SharedObject:
+    """Memory or a file that several tasks may hold: one inode, known by who maps or opens it."""
+
+    id: int
+    device: int
+    inode: int
+    path: str
+    deleted: bool
+    mappers: list[tuple[Task, proc.Mapping]] = field(default_factory=list)
+    openers: list[tuple[Task, int]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """What a node's share of the job lives in."""
+
+    init: int
+    """The first process of the pod, by this node's number."""
+    temporary: str
+    """The pod's private directory for temporary files, as the job sees it."""
+    shm: str = "/dev/shm"
+    stdio: tuple[int, int, int] = (0, 1, 2)
+    """The agent's copies of the user's standard streams."""
+
+    @property
+    def root(self) -> str:
+        """The pod's file tree as this node sees it."""
+        return f"/proc/{self.init}/root"
+
+    def outside(self, path: str) -> str:
+        """A path of the pod as the agent can open it."""
+        return self.root + path
+
+    def private(self, path: str) -> bool:
+        """Whether a path lies in a directory that only the pod has."""
+        return any(path == place or path.startswith(place + "/") for place in (self.shm, self.temporary))
+
+
+class Dump:
+    """One checkpoint of one pod, from the freeze to the thaw."""
+
+    def __init__(self, writer: ShardWriter, pod: Pod, init: PodInit, tasks: list[Task], zombies: list[Task],
+                 memory: dict[str, Any]) -> None:
+        self.writer = writer
+        self.pod = pod
+        self.init = init
+        self.tasks = tasks
+        self.zombies = zombies
+        self.rows: dict[type, list[Any]] = {}
+        self.objects: dict[tuple[int, int], SharedObject] = {}
+        self.open_files: dict[int, OpenFile] = {}
+        self.memory = memory
+        """What kinds keep from one checkpoint to the next, while the agent lives."""
+        self.state: dict[str, Any] = {}
+        """What a kind keeps between its own steps."""
+        self.closing = contextlib.ExitStack()
+        """Closed before the thaw: copies of the job's descriptors above all."""
+        self._numbers = {task.host: task.pid for task in [*tasks, *zombies]}
+        self._next_id = 1
+
+    def add(self, row: Any) -> None:
+        """One more row for the table of the row's type."""
+        self.rows.setdefault(type(row), []).append(row)
+
+    def new_id(self) -> int:
+        """A number that no other object of this checkpoint has."""
+        self._next_id += 1
+        return self._next_id - 1
+
+    def pod_pid(self, host: int) -> int:
+        """The pod's number of a process that is known by this node's; 1 for the pod's first, 0 if unknown."""
+        return 1 if host == self.pod.init else self._numbers.get(host, 0)
+
+    def task(self, pid: int) -> Task | None:
+        """The task with a number of the pod's."""
+        return next((task for task in self.tasks if task.pid == pid), None)
+
+    def object(self, device: int, inode: int, path: str, *, deleted: bool) -> SharedObject:
+        """The shared object of an inode; the same one for everybody who asks."""
+        key = (device, inode)
+        if key not in self.objects:
+            self.objects[key] = SharedObject(self.new_id(), device, inode, path, deleted)
+        return self.objects[key]
+
+    def take(self, task: Task, fd: int) -> int:
+        """A copy of a task's descriptor, closed by itself before the thaw."""
+        copy = pidfd.take_fd(task.host, fd)
+        self.closing.callback(os.close, copy)
+        return copy
+
+    def pod_file(self, path: str) -> str:
+        """A file of /proc that shows a task's own namespaces, as the pod sees it."""
+        return str(self.init.request({"op": "read", "path": path})["text"])
+
+    def refuse(self, what: str, task: Task, cure: str) -> Unsupported:
+        """The error to raise for something that can't be saved."""
+        return Unsupported(what=what, pid=task.pid, program=task.program, cure=cure)
+
+    def save_memory(self, name: str, read: Callable[[int, list[tuple[int, int]]], None],
+                    pieces: Iterable[tuple[int, int]], *, page_object: int | None = None) -> int:
+        """Append pages to the image's log; the id of their page object.
+
+        Args:
+            read: fills a local address from (first page, count) pieces, one behind the other.
+            pieces: runs of pages, as (first page, count), in any order.
+        """
+        number = self.writer.object(name) if page_object is None else page_object
+        for group in page_groups(pieces):
+            buffer = self.writer.take()
+            try:
+                read(buffer.address, group)
+            except BaseException:
+                self.writer.release(buffer)
+                raise
+            self.writer.put(buffer, [(number, first, count) for first, count in group])
+        return number
+
+    def save_bytes(self, name: str, content: bytes) -> int:
+        """Put bytes that are at hand into the page log; the id of their page object, from page 0 on."""
+        def read(local: int, group: list[tuple[int, int]]) -> None:
+            for first, count in group:
+                part = content[first * PAGE:(first + count) * PAGE]
+                ctypes.memmove(local, part, len(part))
+                ctypes.memset(local + len(part), 0, count * PAGE - len(part))
+                local += count * PAGE
+        return self.save_memory(name, read, [(0, -(-len(content) // PAGE))])
+
+    def save_task_memory(self, name: str, host: int, pieces: Iterable[tuple[int, int]], *, base: int = 0,
+                         page_object: int | None = None) -> int:
+        """``save_memory`` of a process's own memory; ``base`` is the address of page 0."""
+        def read(local: int, group: list[tuple[int, int]]) -> None:
+            vm.read_into(host, local, [(base + first * PAGE, count * PAGE) for first, count in group])
+        return self.save_memory(name, read, pieces, page_object=page_object)
+
+
+def page_groups(pieces: Iterable[tuple[int, int]], at_most: int = 256) -> Iterator[list[tuple[int, int]]]:
+    """Cut (first page, count) runs into groups of at most ``at_most`` pages together."""
+    group: list[tuple[int, int]] = []
+    room = at_most
+    for first, count in pieces:
+        while count:
+            part = min(count, room)
+            group.append((first, part))
+            first, count, room = first + part, count - part, room - part
+            if not room:
+                yield group
+                group, room = [], at_most
+    if group:
+        yield group
+
+
+@dataclass(slots=True)
+class OpenFile:
+    """An open file description of the job, seen through one descriptor that refers to it."""
+
+    id: int
+    task: Task
+    fd: int
+    link: str
+    """What ``/proc/PID/fd/N`` points to."""
+    info: proc.FdInfo
+    stat: os.stat_result
+    holders: list[tuple[Task, int]] = field(default_factory=list)
+    """Every (task, descriptor) that refers to it."""
+    copy: int = -1
+    """The agent's own copy, where a kind has taken one."""
+
+
+class PodInit(Protocol):
+    """The first process of a pod, as far as kinds ask it for things."""
+
+    def fork_as(self, pid: int) -> int:
+        """An empty task that is the init's child; its number on this node."""
+
+    def request(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Anything else that must be done by a process of the pod's."""
+
+
+class Restore:
+    """One restart of one pod, up to the release."""
+
+    def __init__(self, shard: Shard, image: Path, pod: Pod, init: PodInit, control: socket.socket, control_number: int,
+                 warn: Callable[[str], None]) -> None:
+        self.shard = shard
+        self.image = image
+        self.pod = pod
+        self.init = init
+        self.warn = warn
+        self.tasks: dict[int, Task] = {}
+        self.held: dict[int, int] = {}
+        """Local descriptors of shared objects, by the object's id."""
+        self.open_files: dict[int, int] = {}
+        """Local descriptors of open file descriptions, by the file's id."""
+        self.control: socket.socket = control
+        """The agent's end of a socket whose other end every stub has as ``control_number``."""
+        self.control_number = control_number
+        self.state: dict[str, Any] = {}
+        """What a kind keeps between its own steps."""
+        self.after_setsid: list[Callable[[Restore, Task], None]] = []
+        """What a new session's leader must do before it has children."""
+        self.closing = contextlib.ExitStack()
+        self._readonly: dict[int, int] = {}
+        self._rows: dict[type, list[Any]] = {}
+
+    def rows(self, record: type[R]) -> list[R]:
+        """All rows of a table; none where this image has no such table."""
+        if record not in self._rows:
+            name = table_name(record)
+            self._rows[record] = self.shard.table(record, name) if name in self.shard.tables() else []
+        return self._rows[record]
+
+    def hold(self, number: int, fd: int) -> int:
+        """Keep a shared object's descriptor until the release."""
+        self.held[number] = fd
+        self.closing.callback(os.close, fd)
+        return fd
+
+    def readonly(self, number: int) -> int:
+        """A shared object's descriptor that is open for reading only."""
+        if number not in self._readonly:
+            self._readonly[number] = descriptors.reopen(self.held[number], os.O_RDONLY)
+            self.closing.callback(os.close, self._readonly[number])
+        return self._readonly[number]
+
+    def hold_file(self, number: int, fd: int) -> None:
+        """Keep an open file description until the release."""
+        self.open_files[number] = fd
+        self.closing.callback(os.close, fd)
+
+    def take(self, task: Task, fd: int) -> int:
+        """Take a descriptor out of a stub: the agent's copy, the stub's closed."""
+        copy = pidfd.take_fd(task.host, fd)
+        task.call("close", fd)
+        return copy
+
+
+def table_name(record: type) -> str:
+    """The table of a record: its class's name, in small letters with underscores."""
+    name = record.__name__
+    return "".join("_" + c.lower() if c.isupper() and i else c.lower() for i, c in enumerate(name))

@@ -1,0 +1,88 @@
+"""The user's own standard streams: what the supervisor was started with, whatever that is.
+
+They are not part of the job: a restart connects the job to the streams of the new supervisor. Where one is a
+regular file, its length and contents at the checkpoint are kept, so that output written after it does not
+stand there twice and output cut off by the shell's ``>`` comes back (crhpc/stdio.py).
+"""
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+from crhpc import stdio
+from crhpc.kernel import pidfd
+from crhpc.kernel.libc import PAGE
+from crhpc.resources import Phase, at
+from crhpc.resources.context import Dump, OpenFile, Restore
+from crhpc.resources.files import File, FileKind
+
+
+@dataclass(frozen=True, slots=True)
+class StandardStream:
+    """One of the user's streams, and what it held where it is a regular file."""
+
+    id: int
+    stream: int = field(metadata={"doc": "0, 1 or 2"})
+    regular: bool
+    path: str
+    device: int
+    inode: int
+    length: int
+    position: int
+    append: bool
+    writable: bool
+    modified: int = field(metadata={"doc": "nanoseconds"})
+    pages: int = field(metadata={"doc": "page object of the first bytes; -1 where they are not kept"})
+    digest: str = field(metadata={"doc": "SHA-256 of the first bytes where they are too many to be kept"})
+
+
+class StdioKind(FileKind):
+    name = "stdio"
+    priority = 100
+    records = (StandardStream,)
+    saved = "which of the user's standard streams it is; of a regular file, length and contents (to 64 MiB)"
+    refused = ""
+
+    def matches(self, file: OpenFile, ctx: Dump) -> bool:
+        return _stream(file, ctx) >= 0
+
+    def dump(self, file: OpenFile, ctx: Dump) -> StandardStream:
+        stream = _stream(file, ctx)
+        fd = ctx.pod.stdio[stream]
+        saved = stdio.mark(fd)
+        if saved is None:
+            return StandardStream(file.id, stream, False, file.link, 0, 0, 0, 0, False, False, 0, -1, "")
+        saved = stdio.fill(fd, saved)
+        pages = -1
+        if saved.contents is not None:
+            pages = ctx.save_bytes(saved.path, saved.contents)
+        return StandardStream(file.id, stream, True, saved.path, saved.device, saved.inode, saved.length, saved.position,
+                              saved.append, saved.writable, saved.modified_ns, pages, saved.digest or "")
+
+    def restore(self, record: StandardStream, file: File, ctx: Restore) -> int:
+        return os.dup(ctx.pod.stdio[record.stream])
+
+    @at(Phase.LAST)
+    def bring_back(self, ctx: Restore) -> None:
+        """As late as can be: a restart that fails must leave the user's files alone."""
+        for record in ctx.rows(StandardStream):
+            if record.regular:
+                tail = ctx.image.parent / f"{ctx.image.name}.tail-{os.path.basename(record.path)}"
+                line = stdio.reconcile(ctx.open_files[record.id], _saved(ctx, record), tail)
+                if line:
+                    ctx.warn(line)
+
+
+def _stream(file: OpenFile, ctx: Dump) -> int:
+    for stream, fd in enumerate(ctx.pod.stdio):
+        if pidfd.kcmp(os.getpid(), file.task.host, pidfd.KCMP_FILE, fd, file.fd) == 0:
+            return stream
+    return -1
+
+
+def _saved(ctx: Restore, record: StandardStream) -> stdio.SavedStream:
+    contents = None
+    if record.pages >= 0:
+        contents = ctx.shard.pages(record.pages, 0, -(-record.length // PAGE))[:record.length]
+    return stdio.SavedStream(record.path, record.device, record.inode, record.length, record.position, record.append,
+                             record.writable, record.modified, contents, record.digest or None)

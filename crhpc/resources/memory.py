@@ -1,0 +1,407 @@
+"""Address spaces: mappings with their attributes, private pages, brk, auxv, and the vdso where it was.
+
+Read from ``smaps``, ``stat``, ``auxv`` and the page map. A page counts when it is the process's own; pages
+that are still a file's are not saved, but the file is fingerprinted and a change is refused at restart.
+Rebuilt inside a stub: everything of the stub's own goes, the vdso moves to where the image had it, the
+mappings are made with their final protection and filled through ``/proc/PID/mem``.
+"""
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from crhpc.errors import FileGone, OtherMachine
+from crhpc.image.pages import ZERO
+from crhpc.image.records import U64
+from crhpc.kernel import descriptors, proc, ptrace, vm
+from crhpc.kernel.libc import PAGE
+from crhpc.kernel.tracee import Area, Batch
+from crhpc.resources import Cut, Kind, Phase, at
+from crhpc.resources.context import Dump, Restore, Task
+
+TASK_SIZE = 0x7FFFFFFFF000
+_AREA_SIZE = 1 << 20
+_KERNEL_PAGES_ROOM = 1 << 20
+_MAP_SHARED, _MAP_PRIVATE, _MAP_FIXED, _MAP_ANONYMOUS = 1, 2, 0x10, 0x20
+_MAP_GROWSDOWN, _MAP_NORESERVE, _MAP_FIXED_NOREPLACE = 0x100, 0x4000, 0x100000
+_MREMAP_MOVE_FIXED = 3
+_PR_SET_MM, _PR_SET_MM_MAP = 35, 14
+_PR_SET_VMA, _PR_SET_VMA_ANON_NAME = 0x53564D41, 0
+_SHM_RDONLY, _SHM_EXEC = 0o10000, 0o100000
+
+_ADVICE = {"dd": 16, "dc": 10, "wf": 18, "mg": 12, "hg": 14, "nh": 15, "sr": 2, "rr": 1}
+"""VmFlags and the madvise(2) that sets each."""
+
+_REFUSED = {"pf": "memory of a device", "io": "memory of a device", "mm": "memory of a device", "ht": "huge pages of hugetlbfs",
+            "ss": "a shadow stack", "um": "memory watched by userfaultfd", "uw": "memory watched by userfaultfd"}
+_CURES = {
+    "memory of a device": "keep the MPI off it (UCX_TLS=tcp,sm,self; OMPI_MCA_btl=self,sm,tcp; no GPU)",
+    "huge pages of hugetlbfs": "use transparent huge pages instead (MAP_HUGETLB off)",
+    "a shadow stack": "start the job with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off",
+    "memory watched by userfaultfd": "turn that feature of the program off",
+}
+
+ANONYMOUS, FILE, CONTENTS, SHARED, SYSV, KERNEL = "anonymous", "file", "contents", "shared", "sysv", "kernel"
+"""What backs a mapping. ``contents``: a private mapping of a file whose name is gone, saved whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class AddressSpace:
+    """The memory of one process; the numbers of struct prctl_mm_map (prctl(2), PR_SET_MM)."""
+
+    pid: int
+    pages: int = field(metadata={"doc": "page object of the private pages; page numbers are addresses / 4096"})
+    start_code: U64
+    end_code: U64
+    start_data: U64
+    end_data: U64
+    start_brk: U64
+    brk: U64
+    start_stack: U64
+    arg_start: U64
+    arg_end: U64
+    env_start: U64
+    env_end: U64
+    auxv: bytes
+    exe: str
+
+
+@dataclass(frozen=True, slots=True)
+class Vma:
+    """One mapping: a line of ``maps``."""
+
+    pid: int
+    start: U64
+    end: U64
+    protection: int
+    backing: str
+    shared_object: int = field(metadata={"doc": "id in the table shared_file, or the SysV id, or -1"})
+    offset: U64
+    path: str
+    flags: str = field(metadata={"doc": "VmFlags of smaps"})
+
+
+@dataclass(frozen=True, slots=True)
+class MappedFile:
+    """A file that must be at restart what it was: code and read-only data are not in the image."""
+
+    path: str
+    size: int
+    mtime: int = field(metadata={"doc": "nanoseconds"})
+    user: int = field(metadata={"doc": "the pid of a process that maps it"})
+    program: str
+
+
+def backing(mapping: proc.Mapping) -> str:
+    """What backs a mapping."""
+    if mapping.special:
+        return KERNEL
+    if mapping.name.startswith("/SYSV") and mapping.shared:
+        return SYSV
+    if mapping.shared:
+        return SHARED
+    if mapping.inode == 0:
+        return ANONYMOUS
+    return CONTENTS if mapping.deleted else FILE
+
+
+class MemoryKind(Kind):
+    name = "memory"
+    records = (AddressSpace, Vma, MappedFile)
+    saved = ("private memory with its protection, madvise and mlock settings and names, the heap's end, auxv, "
+             "/proc/PID/exe, the vdso at its address; of read-only file mappings a fingerprint")
+    refused = "memory of devices, hugetlbfs, shadow stacks, memory under userfaultfd, io_uring and AIO rings"
+
+    @at(Cut.INSPECT)
+    def inspect(self, ctx: Dump) -> None:
+        for task in ctx.tasks:
+            for mapping in task.mappings:
+                for flag in sorted(mapping.flags & _REFUSED.keys()):
+                    if not mapping.special and not (flag == "mm" and mapping.inode == 0):
+                        what = _REFUSED[flag]
+                        raise ctx.refuse(f"{what} ({mapping.name or 'anonymous'} at {mapping.start:#x})", task, _CURES[what])
+                if mapping.name.startswith(("/[aio]", "anon_inode:", "/dev/infiniband", "/dev/nvidia", "/dev/dri", "/dev/kfd")):
+                    raise ctx.refuse(f"the mapping of {mapping.path}", task, "run without asynchronous I/O rings, GPUs and InfiniBand")
+
+    @at(Cut.COLLECT)
+    def dump(self, ctx: Dump) -> None:
+        files: dict[str, MappedFile] = {}
+        for task in ctx.tasks:
+            for mapping in task.mappings:
+                ctx.add(_vma(ctx, task, mapping))
+                if backing(mapping) == FILE and mapping.path not in files:
+                    files[mapping.path] = _fingerprint(ctx, task, mapping.path)
+        for row in files.values():
+            ctx.add(row)
+
+    @at(Cut.CONTENT)
+    def dump_pages(self, ctx: Dump) -> None:
+        for task in ctx.tasks:
+            number = ctx.writer.object(f"memory of {task.pid}")
+            ctx.add(_address_space(ctx, task, number))
+            _save_pages(ctx, task, number)
+
+    @at(Phase.CHECK)
+    def check(self, ctx: Restore) -> None:
+        """Refuse when a mapped file is gone or has changed; those of private places come from the image."""
+        for row in ctx.rows(MappedFile):
+            if not ctx.pod.private(row.path):
+                _check_file(ctx, row)
+
+    @at(Phase.SPACE)
+    def restore_space(self, ctx: Restore) -> None:
+        by_pid: dict[int, list[Vma]] = {}
+        for row in ctx.rows(Vma):
+            by_pid.setdefault(row.pid, []).append(row)
+        spaces = {row.pid: row for row in ctx.rows(AddressSpace)}
+        for pid, task in ctx.tasks.items():
+            vmas = by_pid[pid]
+            vacate(ctx, task, vmas)
+            _map_all(ctx, task, vmas)
+            _set_mm(task, spaces[pid])
+
+    @at(Phase.PAGES)
+    def restore_pages(self, ctx: Restore) -> None:
+        owners = {row.pages: ctx.tasks[row.pid] for row in ctx.rows(AddressSpace)}
+        memories = {number: vm.Memory(task.host) for number, task in owners.items()}
+        try:
+            for number, first, data in ctx.shard.walk(set(owners)):
+                memories[number].write(first * PAGE, data)
+            for row in ctx.rows(AddressSpace):
+                _write_zeros(ctx, row, memories[row.pages])
+        finally:
+            for memory in memories.values():
+                memory.close()
+
+
+# -- dump -----------------------------------------------------------------------------------------------
+def _vma(ctx: Dump, task: Task, mapping: proc.Mapping) -> Vma:
+    kind = backing(mapping)
+    number = -1
+    if kind == SHARED:
+        shared = ctx.object(mapping.device, mapping.inode, mapping.path, deleted=mapping.deleted)
+        shared.mappers.append((task, mapping))
+        number = shared.id
+    elif kind == SYSV:
+        number = mapping.inode
+    return Vma(task.pid, U64(mapping.start), U64(mapping.end), mapping.protection, kind, number,
+               U64(mapping.offset), mapping.path, " ".join(sorted(mapping.flags)))
+
+
+def _fingerprint(ctx: Dump, task: Task, path: str) -> MappedFile:
+    try:
+        stat = os.stat(ctx.pod.outside(path))
+    except OSError:
+        raise ctx.refuse(f"the mapping of {path}, which cannot be reached", task, "keep the file where it is") from None
+    return MappedFile(path, stat.st_size, stat.st_mtime_ns, task.pid, task.program)
+
+
+def _address_space(ctx: Dump, task: Task, number: int) -> AddressSpace:
+    stat = proc.stat(task.host)
+    words = {name: U64(getattr(stat, name)) for name in (
+        "start_code", "end_code", "start_data", "end_data", "start_brk", "start_stack", "arg_start", "arg_end",
+        "env_start", "env_end")}
+    return AddressSpace(pid=task.pid, pages=number, brk=U64(task.call("brk", 0)), auxv=proc.auxv(task.host),
+                        exe=os.readlink(f"/proc/{task.host}/exe"), **words)
+
+
+def _save_pages(ctx: Dump, task: Task, number: int) -> None:
+    readable: list[tuple[int, int]] = []
+    closed: list[tuple[int, int]] = []
+    pagemap = os.open(f"/proc/{task.host}/pagemap", os.O_RDONLY)
+    try:
+        for mapping in task.mappings:
+            kind = backing(mapping)
+            if kind == CONTENTS:
+                readable += _reachable(task, mapping)
+            elif kind in (ANONYMOUS, FILE):
+                found = vm.populated(pagemap, mapping.start, mapping.end, private_file=kind == FILE)
+                (readable if mapping.read else closed).extend((address // PAGE, count) for address, count in found)
+    finally:
+        os.close(pagemap)
+    ctx.save_task_memory("", task.host, readable, page_object=number)
+    if closed:
+        memory = vm.Memory(task.host)
+
+        def read(local: int, group: list[tuple[int, int]]) -> None:
+            for first, count in group:
+                memory.read_to(local, first * PAGE, count * PAGE)
+                local += count * PAGE
+        try:
+            ctx.save_memory("", read, closed, page_object=number)
+        finally:
+            memory.close()
+
+
+def _reachable(task: Task, mapping: proc.Mapping) -> Iterator[tuple[int, int]]:
+    """The pages of a mapping that can be read: those behind the file's end can't."""
+    first, last = mapping.start // PAGE, mapping.end // PAGE
+    low, high = 0, last - first
+    while low < high:
+        middle = (low + high + 1) // 2
+        try:
+            vm.read(task.host, (first + middle - 1) * PAGE, 1)
+            low = middle
+        except OSError:
+            high = middle - 1
+    if low:
+        yield (first, low)
+
+
+# -- restore --------------------------------------------------------------------------------------------
+def _check_file(ctx: Restore, row: MappedFile) -> None:
+    try:
+        stat = os.stat(ctx.pod.outside(row.path))
+    except OSError as error:
+        raise FileGone(image=ctx.image, path=row.path, why=f"cannot be read ({error.strerror})",
+                       pid=row.user, program=row.program) from None
+    if (stat.st_size, stat.st_mtime_ns) != (row.size, row.mtime):
+        raise FileGone(image=ctx.image, path=row.path, why="has changed", pid=row.user, program=row.program)
+
+
+def _hole(taken: list[tuple[int, int]], size: int) -> int:
+    """The lowest address from 256 MiB up at which ``size`` bytes are free, a page apart from everything."""
+    at_least = 0x10000000
+    for start, end in sorted(taken):
+        if start - at_least >= size + 2 * PAGE:
+            break
+        at_least = max(at_least, end)
+    return at_least + PAGE
+
+
+def vacate(ctx: Restore, task: Task, vmas: list[Vma]) -> None:
+    """Empty a stub's address space but for a scratch area; put the vdso where the image has it."""
+    own = proc.maps(task.host)
+    old = {m.name: m for m in own if m.special and m.name != "[vsyscall]"}
+    new = {row.path: row for row in vmas if row.backing == KERNEL and row.path != "[vsyscall]"}
+    if {name: m.size for name, m in old.items()} != {name: row.end - row.start for name, row in new.items()}:
+        raise OtherMachine(image=ctx.image, what="this kernel's vdso has another layout",
+                           cure="restart on a node with the kernel of the checkpoint")
+    _unregister_rseq(task)
+    taken = [(m.start, m.end) for m in own if m.end <= TASK_SIZE] + [(row.start, row.end) for row in vmas]
+    start = _hole(taken, _AREA_SIZE + _KERNEL_PAGES_ROOM)
+    task.call("mmap", start, _AREA_SIZE, 7, _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_FIXED_NOREPLACE, -1, 0)
+    task.area = area = Area(task.leader, start, _AREA_SIZE)
+    task.leader.prepare(area.instruction)
+    with area.batch() as batch:
+        for low, high in ((0, ctx.control_number - 1), (ctx.control_number + 1, 0xFFFFFFFF)):
+            batch.call("close_range", low, high, 0)
+        waypoint = start + _AREA_SIZE
+        moves = []
+        for name, m in old.items():
+            batch.call("mremap", m.start, m.size, m.size, _MREMAP_MOVE_FIXED, waypoint)
+            moves.append(("mremap", waypoint, m.size, m.size, _MREMAP_MOVE_FIXED, new[name].start))
+            waypoint += m.size
+        batch.call("munmap", 0, start)
+        batch.call("munmap", waypoint, TASK_SIZE - waypoint)
+        for move in moves:
+            batch.call(*move)
+
+
+def _unregister_rseq(task: Task) -> None:
+    """The stub's own area would be written to by the kernel after its memory has gone."""
+    rseq = ptrace.rseq_configuration(task.host)
+    if rseq.address:
+        task.call("rseq", rseq.address, rseq.size, 1, rseq.signature)
+
+
+def _map_all(ctx: Restore, task: Task, vmas: list[Vma]) -> None:
+    numbers = _receive_shared(ctx, task, vmas)
+    free = next(n for n in range(len(numbers) + 2) if n not in numbers.values() and n != ctx.control_number)
+    with task.area.batch() as batch:
+        path = ""
+        for row in vmas:
+            if row.backing == FILE and row.path != path:
+                if path:
+                    batch.call("close", free)
+                batch.call("open", batch.string(row.path), os.O_RDONLY, 0)
+                path = row.path
+            _map(batch, row, free, numbers)
+        if path:
+            batch.call("close", free)
+        for row in vmas:
+            _advise(batch, row)
+        for low, high in ((0, ctx.control_number - 1), (ctx.control_number + 1, 0xFFFFFFFF)):
+            batch.call("close_range", low, high, 0)
+
+
+def _receive_shared(ctx: Restore, task: Task, vmas: list[Vma]) -> dict[tuple[int, bool], int]:
+    """Give a stub the shared objects that it maps; (object, writable) to its number there."""
+    wanted = sorted({(row.shared_object, "mw" in row.flags.split()) for row in vmas if row.backing == SHARED})
+    local = [ctx.held[number] if writable else ctx.readonly(number) for number, writable in wanted]
+    there = descriptors.push(ctx.control, task.area, ctx.control_number, local)
+    return dict(zip(wanted, there, strict=True))
+
+
+def _map(batch: Batch, row: Vma, fd: int, numbers: dict[tuple[int, bool], int]) -> None:
+    size = row.end - row.start
+    flags = row.flags.split()
+    extra = _MAP_FIXED_NOREPLACE | (_MAP_NORESERVE if "nr" in flags else 0)
+    if row.backing in (ANONYMOUS, CONTENTS):
+        extra |= _MAP_GROWSDOWN if "gd" in flags else 0
+        batch.call("mmap", row.start, size, row.protection, _MAP_PRIVATE | _MAP_ANONYMOUS | extra, -1, 0)
+    elif row.backing == FILE:
+        batch.call("mmap", row.start, size, row.protection, _MAP_PRIVATE | extra, fd, row.offset)
+    elif row.backing == SHARED:
+        number = numbers[row.shared_object, "mw" in flags]
+        batch.call("mmap", row.start, size, row.protection, _MAP_SHARED | extra, number, row.offset)
+    elif row.backing == SYSV:
+        access = (0 if "mw" in flags else _SHM_RDONLY) | (_SHM_EXEC if row.protection & 4 else 0)
+        batch.call("shmat", row.shared_object, row.start, access)
+        if row.protection != (3 if "mw" in flags else 1) | row.protection & 4:
+            batch.call("mprotect", row.start, size, row.protection)
+
+
+def _advise(batch: Batch, row: Vma) -> None:
+    if row.backing == KERNEL:
+        return
+    for flag in row.flags.split():
+        if flag in _ADVICE:
+            batch.call("madvise", row.start, row.end - row.start, _ADVICE[flag])
+        elif flag == "lo":
+            batch.call("mlock2", row.start, row.end - row.start, 1 if "lf" in row.flags.split() else 0)
+    if row.path.startswith("[anon:"):
+        batch.call("prctl", _PR_SET_VMA, _PR_SET_VMA_ANON_NAME, row.start, row.end - row.start,
+                   batch.string(row.path[len("[anon:"):-1]))
+
+
+def _set_mm(task: Task, row: AddressSpace) -> None:
+    """PR_SET_MM_MAP with all fields; the exe link too, unless it is the stub's own program already."""
+    exe_fd = -1
+    if not row.exe.endswith(" (deleted)") and not _same_file(f"/proc/{task.host}/exe", row.exe):
+        with task.area.batch() as batch:
+            batch.call("open", batch.string(row.exe), os.O_RDONLY, 0)
+        exe_fd = batch.results[0]
+    with task.area.batch() as batch:
+        auxv = batch.bytes(row.auxv)
+        fields = struct.pack("12QIi", row.start_code, row.end_code, row.start_data, row.end_data, row.start_brk, row.brk,
+                             row.start_stack, row.arg_start, row.arg_end, row.env_start, row.env_end, auxv,
+                             len(row.auxv), exe_fd)
+        batch.call("prctl", _PR_SET_MM, _PR_SET_MM_MAP, batch.bytes(fields), len(fields), 0)
+        if exe_fd >= 0:
+            batch.call("close", exe_fd)
+
+
+def _same_file(link: str, path: str) -> bool:
+    try:
+        return os.path.samefile(link, path)
+    except OSError:
+        return False
+
+
+def _write_zeros(ctx: Restore, row: AddressSpace, memory: vm.Memory) -> None:
+    """Zero pages matter where a file lies beneath: the process's own copy was all zeros."""
+    over_files = [(v.start // PAGE, v.end // PAGE) for v in ctx.rows(Vma) if v.pid == row.pid and v.backing == FILE]
+    for first, count in _zero_runs(ctx, row.pages):
+        for start, end in over_files:
+            low, high = max(first, start), min(first + count, end)
+            if low < high:
+                memory.write(low * PAGE, bytes((high - low) * PAGE))
+
+
+def _zero_runs(ctx: Restore, pages: int) -> list[tuple[int, int]]:
+    runs = ctx.shard.runs(pages)
+    zero = runs[runs["kind"] == ZERO]
+    return list(zip(zero["page"].tolist(), zero["npages"].tolist(), strict=True))

@@ -1,0 +1,215 @@
+"""Shared memory and files whose contents belong to the job alone, each once, whoever maps or opens it.
+
+These go into the image with their contents: memfds, shared anonymous memory, files whose name is gone,
+files in the pod's private /dev/shm and in its directory for temporary files, and other files that the job
+maps shared and writable. Contents are read through a descriptor where one can be had (holes are skipped),
+else through a task that maps the object. Rebuilt by the agent in the pod's own mounts before any task
+exists; tasks get descriptors passed.
+"""
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import stat as modes
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from crhpc.errors import FileGone
+from crhpc.kernel.libc import PAGE
+from crhpc.resources import Cut, Kind, Phase, at
+from crhpc.resources.context import Dump, Restore, SharedObject
+from crhpc.resources.residency import resident
+
+_F_GET_SEALS, _F_ADD_SEALS = 1034, 1033
+MEMFD, ANONYMOUS, UNLINKED, PRIVATE, PLAIN = "memfd", "anonymous", "unlinked", "private", "plain"
+
+
+@dataclass(frozen=True, slots=True)
+class SharedFile:
+    """An inode whose contents are in the image."""
+
+    id: int
+    place: str = field(metadata={"doc": "memfd, anonymous, unlinked, private (in the pod's own directories) or plain"})
+    path: str
+    mode: int
+    uid: int
+    gid: int
+    size: int
+    seals: int
+    mtime: int = field(metadata={"doc": "nanoseconds"})
+    pages: int = field(metadata={"doc": "page object; -1 where the contents are not in the image"})
+
+
+def place_of(ctx: Dump, shared: SharedObject) -> str:
+    """What sort of object it is; decides how it comes back."""
+    if shared.path.startswith("/memfd:"):
+        return MEMFD
+    if shared.deleted:
+        return ANONYMOUS if shared.path == "/dev/zero" else UNLINKED
+    return PRIVATE if ctx.pod.private(shared.path) else PLAIN
+
+
+class ObjectsKind(Kind):
+    name = "objects"
+    records = (SharedFile,)
+    saved = ("shared memory of every backing with its contents: anonymous, memfd with seals, /dev/shm, mapped files, files "
+             "whose name is gone")
+    refused = "a memory object that is mapped without being readable and open nowhere"
+
+    @at(Cut.CONTENT)
+    def dump(self, ctx: Dump) -> None:
+        for shared in list(ctx.objects.values()):
+            ctx.add(_dump(ctx, shared))
+
+    @at(Phase.CHECK)
+    def check(self, ctx: Restore) -> None:
+        for row in ctx.rows(SharedFile):
+            if row.place == PLAIN and not os.path.isfile(ctx.pod.outside(row.path)):
+                raise FileGone(image=ctx.image, path=row.path, why="is gone", pid=0, program="a mapping of it")
+
+    @at(Phase.OBJECTS)
+    def restore(self, ctx: Restore) -> None:
+        # Unlinked files first: a file of today may have the name that they had.
+        rows = {row.pages: row for row in sorted(ctx.rows(SharedFile), key=lambda row: row.place != UNLINKED)}
+        for row in rows.values():
+            ctx.hold(row.id, _create(ctx, row))
+        for number, first, data in ctx.shard.walk({pages for pages in rows if pages >= 0}):
+            row = rows[number]
+            offset = first * PAGE
+            os.pwrite(ctx.held[row.id], data[:max(row.size - offset, 0)], offset)
+        for row in rows.values():
+            _finish(ctx.held[row.id], row)
+
+
+# -- dump -----------------------------------------------------------------------------------------------
+def _dump(ctx: Dump, shared: SharedObject) -> SharedFile:
+    place = place_of(ctx, shared)
+    with contextlib.ExitStack() as stack:
+        fd = _open(ctx, shared)
+        if fd < 0:
+            return _dump_mapped(ctx, shared, place)
+        stack.callback(os.close, fd)
+        stat = os.fstat(fd)
+        pages = -1
+        if place != PLAIN or any(m.shared and "mw" in m.flags for _, m in shared.mappers):
+            pages = ctx.save_memory(shared.path, _reader(fd), _data_pages(fd, stat.st_size))
+        seals = 0
+        if place == MEMFD:
+            seals = fcntl.fcntl(fd, _F_GET_SEALS)
+        return SharedFile(shared.id, place, shared.path, modes.S_IMODE(stat.st_mode), stat.st_uid, stat.st_gid,
+                          stat.st_size, seals, stat.st_mtime_ns, pages)
+
+
+def _open(ctx: Dump, shared: SharedObject) -> int:
+    """A descriptor of the object for reading, -1 where there is no way to one."""
+    ways = [f"/proc/{task.host}/fd/{number}" for task, number in shared.openers]
+    if not shared.deleted:
+        ways.append(ctx.pod.outside(shared.path))
+    for way in ways:
+        try:
+            fd = os.open(way, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError:
+            continue
+        stat = os.fstat(fd)
+        if stat.st_ino == shared.inode and modes.S_ISREG(stat.st_mode):
+            return fd
+        os.close(fd)
+    return -1
+
+
+def _reader(fd: int) -> Callable[[int, list[tuple[int, int]]], None]:
+    """Fill memory from pages of a file; what lies behind its end reads as zeros."""
+    def read(local: int, group: list[tuple[int, int]]) -> None:
+        for first, count in group:
+            size = count * PAGE
+            view = memoryview((ctypes.c_char * size).from_address(local)).cast("B")
+            done = 0
+            while done < size:
+                got = os.preadv(fd, [view[done:]], first * PAGE + done)
+                if got == 0:
+                    ctypes.memset(local + done, 0, size - done)
+                    break
+                done += got
+            local += size
+    return read
+
+
+def _data_pages(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """The pages of a file that are no hole (lseek(2), SEEK_DATA), as (first page, count)."""
+    offset = 0
+    while offset < size:
+        try:
+            start = os.lseek(fd, offset, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == 6:   # ENXIO: only a hole is left
+                return
+            raise
+        offset = min(os.lseek(fd, start, os.SEEK_HOLE), size)
+        first = start // PAGE
+        yield (first, -(-offset // PAGE) - first)
+
+
+def _dump_mapped(ctx: Dump, shared: SharedObject, place: str) -> SharedFile:
+    """Read an object through the tasks that map it: nobody has it open and its name is gone."""
+    pages = ctx.writer.object(shared.path)
+    size = 0
+    done: set[tuple[int, int]] = set()
+    for task, mapping in shared.mappers:
+        part = (mapping.offset, mapping.size)
+        size = max(size, mapping.offset + mapping.size)
+        if part in done:
+            continue
+        done.add(part)
+        if not mapping.read:
+            raise ctx.refuse(f"shared memory that it may not read ({mapping.name} at {mapping.start:#x})", task,
+                             "keep a descriptor of it open")
+        base = mapping.start - mapping.offset
+        pieces = [((address - base) // PAGE, count) for address, count in resident(task, mapping)]
+        ctx.save_task_memory("", task.host, pieces, base=base, page_object=pages)
+    task = shared.mappers[0][0]
+    return SharedFile(shared.id, place, shared.path, 0o600, os.stat(f"/proc/{task.host}").st_uid,
+                      os.stat(f"/proc/{task.host}").st_gid, size, 0, 0, pages)
+
+
+# -- restore --------------------------------------------------------------------------------------------
+def _create(ctx: Restore, row: SharedFile) -> int:
+    if row.place in (MEMFD, ANONYMOUS):
+        name = row.path.removeprefix("/memfd:") if row.place == MEMFD else "dev-zero"
+        fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    elif row.place == UNLINKED:
+        fd = _create_unlinked(ctx, row)
+    else:
+        fd = os.open(ctx.pod.outside(row.path), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    if row.pages >= 0 and row.place != PLAIN:
+        os.ftruncate(fd, row.size)
+    return fd
+
+
+def _create_unlinked(ctx: Restore, row: SharedFile) -> int:
+    path = ctx.pod.outside(row.path)
+    for name in (path, f"{path}.crhpc-{row.id}"):
+        try:
+            fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, row.mode or 0o600)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise FileGone(image=ctx.image, path=os.path.dirname(row.path), why=f"takes no file ({error.strerror})",
+                           pid=0, program="an unlinked file") from None
+        os.unlink(name)
+        return fd
+    raise FileGone(image=ctx.image, path=row.path, why="is in the way", pid=0, program="an unlinked file")
+
+
+def _finish(fd: int, row: SharedFile) -> None:
+    if row.place == PLAIN:
+        return
+    if row.place == UNLINKED:
+        os.fchmod(fd, row.mode)
+        with contextlib.suppress(PermissionError):
+            os.fchown(fd, row.uid, row.gid)
+    if row.mtime:
+        os.utime(fd, ns=(row.mtime, row.mtime))
+    if row.seals:
+        fcntl.fcntl(fd, _F_ADD_SEALS, row.seals)

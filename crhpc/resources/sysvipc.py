@@ -1,0 +1,105 @@
+"""System V shared memory: segments with their ids, also those that are marked for removal (shmctl(2)).
+
+Listed from ``/proc/sysvipc/shm``, read through a task that has the segment attached, else one attaches it
+for the moment. Ids are kept (kernel.shm_next_id), as programs pass them on.
+"""
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+
+from crhpc.kernel.libc import PAGE
+from crhpc.kernel.vm import Memory
+from crhpc.resources import Cut, Kind, Phase, at
+from crhpc.resources.context import Dump, Restore, Task
+from crhpc.resources.residency import resident
+
+_IPC_RMID, _IPC_SET, _IPC_STAT = 0, 1, 2
+_SHM_DEST, _SHM_RDONLY = 0o1000, 0o10000
+_SHMID_DS = struct.Struct("iIIIIIHH4x2Q QqqqiiQ2Q")
+"""struct shmid64_ds: key uid gid cuid cgid mode seq ..., size, three times, two pids, attached, two spare."""
+
+
+@dataclass(frozen=True, slots=True)
+class SysvSegment:
+    """A shared memory segment of the pod."""
+
+    id: int
+    key: int
+    mode: int
+    uid: int
+    gid: int
+    size: int
+    removed: bool = field(metadata={"doc": "marked for removal: it goes with its last attachment"})
+    pages: int = field(metadata={"doc": "page object"})
+
+
+class SysvIpcKind(Kind):
+    name = "sysvipc"
+    records = (SysvSegment,)
+    saved = "System V shared memory with ids, keys, modes and the mark for removal"
+    refused = "System V semaphores and message queues; a segment that is attached in part only"
+
+    @at(Cut.INSPECT)
+    def inspect(self, ctx: Dump) -> None:
+        for kind in ("sem", "msg"):
+            if len(ctx.pod_file(f"/proc/sysvipc/{kind}").splitlines()) > 1:
+                raise ctx.refuse("System V semaphores or message queues", ctx.tasks[0], "use POSIX ones or memory instead")
+
+    @at(Cut.CONTENT)
+    def dump(self, ctx: Dump) -> None:
+        mappings = {m.inode: (task, m) for task in ctx.tasks for m in task.mappings
+                    if m.shared and m.name.startswith("/SYSV")}
+        for line in ctx.pod_file("/proc/sysvipc/shm").splitlines()[1:]:
+            number = int(line.split()[1])
+            task, mapping = mappings.get(number, (ctx.tasks[0], None))
+            task.call("shmctl", number, _IPC_STAT, task.area.data)
+            words = _SHMID_DS.unpack(task.leader.read(task.area.data, _SHMID_DS.size))
+            key, uid, gid, mode, size = words[0], words[1], words[2], words[5], words[10]
+            if mapping is None:
+                pages = _read_unattached(ctx, task, number, size)
+            elif mapping.offset or mapping.size != -(-size // PAGE) * PAGE:
+                raise ctx.refuse(f"System V segment {number}, which is attached in part only", task, "attach it whole")
+            else:
+                pieces = [((a - mapping.start) // PAGE, n) for a, n in resident(task, mapping)]
+                pages = ctx.save_task_memory(f"sysv {number}", task.host, pieces, base=mapping.start)
+            ctx.add(SysvSegment(number, key, mode & 0o777, uid, gid, size, bool(mode & _SHM_DEST), pages))
+
+    @at(Phase.OBJECTS)
+    def create(self, ctx: Restore) -> None:
+        for row in ctx.rows(SysvSegment):
+            ctx.init.request({"op": "shmget", "id": row.id, "key": 0 if row.removed else row.key, "size": row.size,
+                              "mode": row.mode, "uid": row.uid, "gid": row.gid})
+
+    @at(Phase.PAGES)
+    def fill(self, ctx: Restore) -> None:
+        """Through a task that attaches each for the moment, wherever it is attached for good."""
+        rows = {row.pages: row for row in ctx.rows(SysvSegment)}
+        if not rows:
+            return
+        task = next(iter(ctx.tasks.values()))
+        addresses = {number: task.call("shmat", row.id, 0, 0) for number, row in rows.items()}
+        memory = Memory(task.host)
+        try:
+            for number, first, data in ctx.shard.walk(set(rows)):
+                memory.write(addresses[number] + first * PAGE, data)
+        finally:
+            memory.close()
+        for address in addresses.values():
+            task.call("shmdt", address)
+
+    @at(Phase.OPEN)
+    def mark_removed(self, ctx: Restore) -> None:
+        """Once everybody has attached it."""
+        task = next(iter(ctx.tasks.values()))
+        for row in ctx.rows(SysvSegment):
+            if row.removed:
+                task.call("shmctl", row.id, _IPC_RMID, 0)
+
+
+def _read_unattached(ctx: Dump, task: Task, number: int, size: int) -> int:
+    address = task.call("shmat", number, 0, _SHM_RDONLY)
+    try:
+        return ctx.save_task_memory(f"sysv {number}", task.host, [(0, -(-size // PAGE))], base=address)
+    finally:
+        task.call("shmdt", address)
