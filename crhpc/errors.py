@@ -33,6 +33,15 @@ class CrhpcError(Exception):
         super().__init__(" ".join((type(self).__doc__ or "").split()).format(**fields))
 
 
+class Reported(CrhpcError):
+    """{what}"""
+
+    def __init__(self, code: int, what: str) -> None:
+        """An error that was worded elsewhere, by an agent of another node."""
+        super().__init__(what=what)
+        self.code = code   # type: ignore[misc]
+
+
 class Usage(CrhpcError):
     """{what}"""
 

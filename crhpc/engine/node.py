@@ -21,7 +21,7 @@ from crhpc.kernel import proc
 from crhpc.log import Steps, logger
 from crhpc.resources import kinds
 from crhpc.resources.context import Dump, Pod
-from crhpc.resources.files.inet import InetSocket, endpoints
+from crhpc.resources.files.inet import endpoints
 
 log = logger(__name__)
 
@@ -108,7 +108,7 @@ class Node:
         assert self._frozen is not None and self._writer is not None
         with self._explained(str(self._writer.path.parent)):
             self._dump = cut(self._frozen, self.pod, self.context, self._writer, self.kinds, self._remembered, self.steps)
-        return endpoints(self._dump.rows.get(InetSocket, []))
+        return endpoints(self._dump)
 
     def thaw(self) -> float:
         """Let the pod go on; the seconds that it stood still."""
@@ -218,7 +218,8 @@ class Node:
         return found
 
     def end(self) -> None:
-        """End every process of the pod."""
+        """End every process of the pod; one that is frozen does not run again."""
+        self._frozen = None
         self.abort()
         if self._rebuilding is not None:
             self._rebuilding.close()

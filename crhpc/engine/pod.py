@@ -3,20 +3,23 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections import deque
 from typing import Any
 
 from crhpc.channel import Channel, ChannelClosed, Message
 from crhpc.errors import CommandNotFound, NotAllowed
-from crhpc.kernel import pidfd
+from crhpc.kernel import pidfd, proc
 from crhpc.kernel.libc import prctl
 from crhpc.kernel.namespaces import PR_SET_CHILD_SUBREAPER, clock_offsets
 from crhpc.resources.context import Pod
 
+_WALL = 0x40000000
 _CURES = {
     "unshare": "ask the administrator to allow user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone=1)",
     "mount of proc": "run outside containers that mask parts of /proc, or ask for an unmasked one",
@@ -145,13 +148,17 @@ class PodProcess:
         if self.pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(self.pid, 0)
+            _reap(self.pid)
             self.pid = 0
-        _remove_tree(self.temporary)
+        shutil.rmtree(self.temporary, ignore_errors=True)
 
 
-def _remove_tree(path: str) -> None:
-    import shutil
-
-    shutil.rmtree(path, ignore_errors=True)
+def _reap(init: int) -> None:
+    """Wait for the end of a pod: its first process ends last, when we have reaped what we trace in it."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(init, os.WNOHANG)[0] == 0:
+            for pid in proc.descendants(init):
+                for tid in [*(tid for tid in proc.threads(pid) if tid != pid), pid]:
+                    with contextlib.suppress(ChildProcessError):
+                        os.waitpid(tid, _WALL | os.WNOHANG)
+            time.sleep(0.0005)

@@ -91,10 +91,9 @@ class SysvIpcKind(Kind):
     @at(Phase.OPEN)
     def mark_removed(self, ctx: Restore) -> None:
         """Once everybody has attached it."""
-        task = next(iter(ctx.tasks.values()))
         for row in ctx.rows(SysvSegment):
             if row.removed:
-                task.call("shmctl", row.id, _IPC_RMID, 0)
+                next(iter(ctx.tasks.values())).call("shmctl", row.id, _IPC_RMID, 0)
 
 
 def _read_unattached(ctx: Dump, task: Task, number: int, size: int) -> int:

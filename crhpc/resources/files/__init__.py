@@ -95,15 +95,17 @@ class FilesKind(Kind):
     def inspect(self, ctx: Dump) -> None:
         ctx.open_files = {file.id: file for file in open_files(ctx)}
         kinds = file_kinds()
-        ctx.state["kind of file"] = owners = {}
+        owners: dict[int, FileKind] = {}
+        ctx.state["kind of file"] = owners
         for file in ctx.open_files.values():
             kind = next((kind for kind in kinds if kind.matches(file, ctx)), None)
             if kind is None:
                 raise ctx.refuse(f"descriptor {file.fd} ({file.link})", file.task, "close it, or turn off what opens it")
-            problem = kind.refusal(file, ctx)
+            owners[file.id] = kind
+        for file in ctx.open_files.values():
+            problem = owners[file.id].refusal(file, ctx)
             if problem is not None:
                 raise ctx.refuse(f"descriptor {file.fd}: {problem[0]}", file.task, problem[1])
-            owners[file.id] = kind
 
     @at(Cut.COLLECT)
     def dump(self, ctx: Dump) -> None:

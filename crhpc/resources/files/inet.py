@@ -8,9 +8,11 @@ directions that were closed. Nothing here needs a privilege.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import stat as modes
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +30,7 @@ from crhpc.resources import Cut, Phase, at
 from crhpc.resources.context import Dump, OpenFile, Restore
 from crhpc.resources.files import File, FileKind
 
-_SETTLE, _DRAIN, _REFILL = 0.2, 5.0, 10.0
+_SETTLE, _DRAIN, _REFILL, _TIME_WAIT = 0.2, 5.0, 10.0, 65.0
 _EARLY = ((socket.SOL_SOCKET, socket.SO_RCVBUF), (socket.SOL_SOCKET, socket.SO_SNDBUF))
 _OPTIONS = OPTIONS_SOCKET + OPTIONS_INET + OPTIONS_INET6 + OPTIONS_TCP
 _HALF_CLOSED = (sockdiag.TCP_FIN_WAIT1, sockdiag.TCP_FIN_WAIT2, sockdiag.TCP_CLOSING, sockdiag.TCP_LAST_ACK)
@@ -86,8 +88,10 @@ class InetKind(FileKind):
             local, remote = sock.getsockname()[:2], _peer(sock)
             only_v6 = sock.family == socket.AF_INET6 and bool(sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY))
             unread = ctx.state.get("unread", {}).get(file.id, b"")
-            return InetSocket(file.id, sock.family, sock.type, sock.proto, state, local[0], local[1], remote[0], remote[1],
-                              only_v6, backlog, unread, read_options(sock, _OPTIONS))
+            row = InetSocket(file.id, sock.family, sock.type, sock.proto, state, local[0], local[1], remote[0], remote[1],
+                             only_v6, backlog, unread, read_options(sock, _OPTIONS))
+            _let_port_be_reused(sock)
+            return row
 
     @at(Cut.REGISTERS)
     def read_queues(self, ctx: Dump) -> None:
@@ -109,13 +113,12 @@ class InetKind(FileKind):
             return -1
         sock = _fresh(record)
         if record.local_port:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             _bind(ctx, sock, record)
         if record.state == sockdiag.TCP_LISTEN:
             sock.listen(record.backlog)
         if record.type == socket.SOCK_DGRAM and record.remote_port:
             sock.connect((record.remote, record.remote_port))
-        set_options(sock, record.options)
+        _set_all(sock, record)
         return sock.detach()
 
     @at(Phase.CONNECT)
@@ -140,6 +143,17 @@ def _borrow(file: OpenFile, ctx: Dump):  # type: ignore[no-untyped-def]
         yield sock
     finally:
         sock.close()
+
+
+def _let_port_be_reused(sock: socket.socket) -> None:
+    """Mark a socket of the running job so that the job, killed, can be restarted at once.
+
+    What is left of a closed connection (TIME_WAIT) keeps its port for a minute, unless the connection had
+    SO_REUSEADDR while it lived. Accepted sockets inherit it from their listener. Another program still can't
+    bind the port while the listener lives, so nothing else changes.
+    """
+    if sock.type == socket.SOCK_STREAM:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 
 
 def _peer(sock: socket.socket) -> tuple[str, int]:
@@ -187,11 +201,13 @@ def _drain_full(ends: dict[int, socket.socket], full: list[socket.socket]) -> di
     return {receiver: data for (_sender, receiver), data in zip(pairs, drained, strict=True)}
 
 
-def endpoints(rows: list[InetSocket]) -> list[dict[str, Any]]:
+def endpoints(ctx: Dump) -> list[dict[str, Any]]:
     """The ends of TCP connections and what listens, as plain rows for whoever matches them over all pods."""
     return [{"file": row.id, "state": row.state, "local": [_plain(row.local), row.local_port],
-             "remote": [_plain(row.remote), row.remote_port]}
-            for row in rows if row.type == socket.SOCK_STREAM and row.state != sockdiag.TCP_CLOSE]
+             "remote": [_plain(row.remote), row.remote_port], "pid": ctx.open_files[row.id].task.pid,
+             "program": ctx.open_files[row.id].task.program}
+            for row in ctx.rows.get(InetSocket, [])
+            if row.type == socket.SOCK_STREAM and row.state != sockdiag.TCP_CLOSE]
 
 
 # -- restore --------------------------------------------------------------------------------------------
@@ -203,11 +219,33 @@ def _fresh(record: InetSocket) -> socket.socket:
 
 
 def _bind(ctx: Restore, sock: socket.socket, record: InetSocket) -> None:
-    try:
-        sock.bind((record.local, record.local_port))
-    except OSError as error:
-        address = f"{record.local}:{record.local_port} ({error.strerror})"
-        raise PortTaken(image=ctx.image, address=address) from None
+    """Bind to the old address; what is left of the job's own earlier connections is waited out."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    deadline = time.monotonic() + _TIME_WAIT
+    told = False
+    while True:
+        try:
+            sock.bind((record.local, record.local_port))
+            return
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() > deadline or not _only_left_over(record):
+                address = f"{record.local}:{record.local_port} ({error.strerror})"
+                raise PortTaken(image=ctx.image, address=address) from None
+        if not told:
+            ctx.warn(f"port {record.local_port} is kept by closed connections for up to a minute; waiting")
+            told = True
+        time.sleep(0.5)
+
+
+def _only_left_over(record: InetSocket) -> bool:
+    """Whether the port is held by nothing but connections in TIME_WAIT."""
+    states = {row.state for row in sockdiag.inet_sockets(record.protocol) if row.local[1] == record.local_port}
+    return states == {sockdiag.TCP_TIME_WAIT}
+
+
+def _set_all(sock: socket.socket, record: InetSocket) -> None:
+    set_options(sock, record.options)
+    _let_port_be_reused(sock)
 
 
 def _other_end(row: InetSocket, rows: dict[int, InetSocket]) -> InetSocket | None:
@@ -234,7 +272,6 @@ def _connect(ctx: Restore, row: InetSocket, other: InetSocket | None) -> None:
             listener = socket.socket(fileno=os.dup(ctx.open_files[listening.id]))
         else:
             listener = _fresh(server)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             _bind(ctx, listener, server)
             listener.listen(1)
         stack.callback(listener.close)
@@ -285,7 +322,7 @@ def _fill(ctx: Restore, server: InetSocket, client: InetSocket | None, far: sock
         if record is None:
             sock.close()
             continue
-        set_options(sock, record.options)
+        _set_all(sock, record)
         if record.state in _HALF_CLOSED:
             sock.shutdown(socket.SHUT_WR)
         ctx.hold_file(record.id, sock.detach())

@@ -12,6 +12,7 @@ import stat as modes
 from dataclasses import dataclass, field
 
 from crhpc.errors import FileGone
+from crhpc.kernel import descriptors
 from crhpc.resources import Phase, at
 from crhpc.resources.context import Dump, OpenFile, Restore
 from crhpc.resources.files import O_PATH, Descriptor, File, FileKind
@@ -72,8 +73,8 @@ class RegularKind(FileKind):
 
     def restore(self, record: RegularFile, file: File, ctx: Restore) -> int:
         flags = file.flags & ~_CREATION | os.O_NOCTTY
-        if record.shared_object >= 0:
-            fd = os.open(f"/proc/self/fd/{ctx.held[record.shared_object]}", flags | os.O_CLOEXEC)
+        if record.shared_object >= 0 and file.link.endswith(" (deleted)"):
+            fd = descriptors.reopen(ctx.held[record.shared_object], flags & ~os.O_NOFOLLOW)
         else:
             fd = _open_in_task(ctx, record, flags)
         if record.type == "f" and not file.flags & O_PATH:

@@ -1,0 +1,269 @@
+"""An agent: one MPI rank, the parent and tracer of its node's pod. Joins coordinator, engine and image.
+
+``python -m crhpc.agent``, started by the supervisor's launcher. Rank 0 has the connection to the supervisor and
+the coordinator. The loop sleeps on descriptors; MPI is only probed while a message is expected. When the
+connection to the supervisor closes the pod ends, and when the agent dies its pod dies with it.
+"""
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from crhpc import log
+from crhpc.channel import Channel, ChannelClosed, Message
+from crhpc.coordinator.coordinator import Coordinator
+from crhpc.coordinator.endpoints import Connection
+from crhpc.coordinator.member import Member
+from crhpc.coordinator.protocol import Transport
+from crhpc.coordinator.transport import MpiTransport
+from crhpc.engine.node import Node
+from crhpc.errors import EXIT_INTERNAL, CrhpcError
+from crhpc.image.commit import commit
+from crhpc.image.format import (
+    ShardSummary,
+    discard_temporary,
+    image_name,
+    image_numbers,
+    new_temporary,
+    read_manifest,
+)
+
+_log = log.logger(__name__)
+
+_PROBE_IDLE, _PROBE_BUSY = 0.05, 0.001
+_PROGRESS_SECONDS = 0.25
+_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTSTP,
+            signal.SIGPIPE, signal.SIGALRM)
+
+
+class ImageStore:
+    """The checkpoint directory, for the coordinator."""
+
+    def new(self, directory: str) -> tuple[int, Path]:
+        number = max(image_numbers(directory), default=0) + 1
+        return number, new_temporary(directory, number)
+
+    def commit(self, temporary: Path, number: int, job: dict[str, Any], shards: list[Any], stats: dict[str, Any],
+               connections: list[Connection]) -> Path:
+        return commit(temporary, temporary.parent / image_name(number), number=number, job=job,
+                      shards=[ShardSummary.from_json(shard) for shard in shards], stats=stats, connections=connections)
+
+    def discard(self, temporary: Path) -> None:
+        discard_temporary(temporary)
+
+    def job(self, image: str) -> dict[str, Any]:
+        return read_manifest(image).job
+
+
+class Agent:
+    """One rank's loop."""
+
+    def __init__(self, transport: Transport, supervisor: Channel | None) -> None:
+        self.transport = transport
+        self.supervisor = supervisor
+        self.node: Node | None = None
+        self.member: Member | None = None
+        self.coordinator: Coordinator | None = None
+        self.root_status: int | None = None
+        self.wait_all = False
+        self.over = False
+        self._woken, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._progress_at = 0.0
+
+    # -- the loop ---------------------------------------------------------------------------------
+    def run(self) -> None:
+        """Serve until the job is over or the supervisor is gone."""
+        while not self.over:
+            sources: dict[int, Callable[[], None]] = {self._woken: self._drain_wake}
+            if self.supervisor is not None:
+                sources[self.supervisor.fileno()] = self._from_supervisor
+            if self.node is not None and self.node.pod is not None:
+                sources[self.node.pod.fileno()] = self._from_pod
+            ready, _, _ = select.select(list(sources), [], [], self._timeout())
+            for fd in ready:
+                if not self.over and fd in sources:
+                    sources[fd]()
+            self._after()
+
+    def _timeout(self) -> float | None:
+        times = []
+        if self.node is not None and self.node.pod is not None and self.node.pod.events:
+            return 0.0
+        if self.transport.expecting:
+            times.append(_PROBE_BUSY if self.transport.size == 1 else _PROBE_IDLE)
+        if self.coordinator is not None:
+            if self.coordinator.due is not None and self.coordinator.current is None:
+                times.append(max(self.coordinator.due - time.monotonic(), 0.0))
+            if self.coordinator.current is not None:
+                times.append(_PROGRESS_SECONDS)
+        return min(times, default=None)
+
+    def _after(self) -> None:
+        """What may have become due, whatever woke the loop."""
+        if self.over:
+            return
+        if self.member is not None:
+            self.member.poll()
+        while self._turn():
+            pass
+        if self.node is not None and self.node.pod is not None and self.node.pod.events:
+            self._from_pod()
+        if self.coordinator is not None and not self.over:
+            self.coordinator.tick()
+            self._show_progress()
+
+    def _turn(self) -> bool:
+        """Serve one message of the other ranks, or of this one to itself."""
+        if self.member is not None:
+            self.member.poll()
+        received = self.transport.receive()
+        if received is None:
+            return False
+        source, message = received
+        if "re" in message:
+            assert self.coordinator is not None
+            self.coordinator.receive(source, message)
+        else:
+            assert self.member is not None
+            self.member.serve(source, message)
+        return True
+
+    def _drain_wake(self) -> None:
+        os.read(self._woken, 4096)
+
+    def _wake(self) -> None:
+        os.write(self._waker, b"x")
+
+    def _show_progress(self) -> None:
+        coordinator, node = self.coordinator, self.node
+        if coordinator is None or coordinator.current is None or node is None or time.monotonic() < self._progress_at:
+            return
+        self._progress_at = time.monotonic() + _PROGRESS_SECONDS
+        taken, stored = node.progress()
+        self._report({"op": "progress", "phase": "write", "done": stored, "total": taken})
+
+    # -- the supervisor ---------------------------------------------------------------------------
+    def _report(self, message: Message) -> None:
+        if self.supervisor is None:
+            return
+        try:
+            self.supervisor.send(message)
+        except ChannelClosed:
+            self._end()
+
+    def _from_supervisor(self) -> None:
+        assert self.supervisor is not None
+        try:
+            message, fds = self.supervisor.receive()
+        except ChannelClosed:
+            self._end()
+            return
+        match message["op"]:
+            case "start" | "restart":
+                self._begin(message, fds)
+            case "checkpoint" if self.coordinator is not None:
+                self.coordinator.request(message["id"], stop=message["stop"])
+            case "signal" if self.coordinator is not None:
+                self.coordinator.signal(message["signal"], group=message["group"])
+            case "status" if self.coordinator is not None:
+                self._report({**self.coordinator.status([socket.gethostname()]), "id": message["id"]})
+            case "kill":
+                self._end()
+
+    def _begin(self, message: Message, fds: list[int]) -> None:
+        """Start or restart the job; where that fails, say so and end."""
+        self.wait_all = message["wait_all"]
+        self.node = Node(self.transport.rank, memory=message["memory"], level=message["level"],
+                         warn=lambda text: self._report({"op": "warning", "text": text}))
+        self.member = Member(self.node, self.transport, self._wake)
+        self.member.stdio = (fds[0], fds[1], fds[2])
+        self.coordinator = Coordinator(self.transport, ImageStore(), self._report, self._turn, self._wake)
+        try:
+            if message["op"] == "start":
+                started = self.coordinator.start(message, temporary_directory(message))
+            else:
+                started = self.coordinator.restart(message)
+        except CrhpcError as error:
+            self._report({"op": "failed", "error": str(error), "code": error.code})
+            self._end()
+            return
+        self._report(started)
+
+    # -- the pod ----------------------------------------------------------------------------------
+    def _from_pod(self) -> None:
+        assert self.node is not None and self.node.pod is not None
+        event = self.node.pod.read_event()
+        if event is None:
+            self._report({"op": "failed", "error": "the pod's first process ended unexpectedly", "code": EXIT_INTERNAL})
+            self._end()
+        elif event["op"] == "exited" and event["pid"] == self.node.root:
+            self.root_status = event["status"]
+            if not self.wait_all:
+                self._job_over()
+        elif event["op"] == "empty" and self.root_status is not None:
+            self._job_over()
+
+    def _job_over(self) -> None:
+        """The command has ended. A failed job's image that is being written is the newest it will have."""
+        if self.root_status and self.coordinator is not None:
+            self.coordinator.wait()
+        status = self.root_status
+        self._finish()
+        self._report({"op": "exited", "status": status})
+        self.over = True
+
+    def _end(self) -> None:
+        """End the job and the loop."""
+        if not self.over:
+            self.over = True
+            self._finish()
+
+    def _finish(self) -> None:
+        if self.coordinator is not None:
+            self.coordinator.end()
+        if self.member is not None:
+            self.member.close()
+
+
+def temporary_directory(message: Message) -> str:
+    """Where a new job's temporary files go: a directory of its own in the user's, or in /tmp."""
+    base = message["env"].get("TMPDIR", "")
+    if not (os.path.isabs(base) and os.path.isdir(base) and os.access(base, os.W_OK)):
+        base = "/tmp"
+    return os.path.join(os.path.realpath(base), f"crhpc-{message['job']['id'][:12]}")
+
+
+def connect_to_supervisor(rank: int, size: int) -> Channel:
+    """Say hello to who started the agents.
+
+    Raises:
+        OSError: nobody listens.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.connect("\0" + os.environ["CRHPC_SUPERVISOR"])
+    channel = Channel(sock)
+    channel.send({"op": "hello", "rank": rank, "size": size, "pid": os.getpid(), "host": socket.gethostname(),
+                  "secret": os.environ["CRHPC_SECRET"]})
+    return channel
+
+
+def main() -> int:
+    """Run one agent."""
+    for number in _IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    log.configure()
+    transport = MpiTransport()
+    supervisor = connect_to_supervisor(transport.rank, transport.size) if transport.rank == 0 else None
+    Agent(transport, supervisor).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

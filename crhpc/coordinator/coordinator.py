@@ -1,0 +1,299 @@
+"""Rank 0's extra role: it decides when checkpoints are taken, drives them phase by phase, and commits.
+
+While shards are written the job runs and the loop goes on; everything else is short and done in one go.
+"""
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from crhpc.coordinator.endpoints import Connection, match
+from crhpc.coordinator.protocol import Message, Op, Transport
+from crhpc.errors import EXIT_INTERNAL, CheckpointFailed, CrhpcError, DiskFull, Reported, Unsupported
+from crhpc.log import logger
+
+log = logger(__name__)
+
+_PROBE_SECONDS = 0.0005
+_NO_SPACE = (28, 122)   # ENOSPC, EDQUOT
+
+
+class Store(Protocol):
+    """Where images go; the image package behind a door, since the coordinator only decides."""
+
+    def new(self, directory: str) -> tuple[int, Path]:
+        """The next image's number and its temporary directory."""
+
+    def commit(self, temporary: Path, number: int, job: dict[str, Any], shards: list[Any], stats: dict[str, Any],
+               connections: list[Connection]) -> Path:
+        """Make the image exist."""
+
+    def discard(self, temporary: Path) -> None:
+        """Remove what was not committed."""
+
+    def job(self, image: str) -> dict[str, Any]:
+        """What an image says of its job."""
+
+
+@dataclass(slots=True)
+class Checkpoint:
+    """A checkpoint under way."""
+
+    ids: list[int]
+    """The requests that it answers."""
+    stop: bool
+    number: int
+    temporary: Path
+    started: float
+    frozen: float = 0.0
+    tasks: int = 0
+    pods: dict[str, Any] = field(default_factory=dict)
+    connections: list[Connection] = field(default_factory=list)
+    sequence: int = 0
+    summaries: dict[int, Message] = field(default_factory=dict)
+    committing: Future[Path] | None = None
+
+
+class Coordinator:
+    """Drives the members of all ranks. Called by one thread."""
+
+    def __init__(self, transport: Transport, store: Store, report: Callable[[Message], None],
+                 turn: Callable[[], bool], wake: Callable[[], None]) -> None:
+        """
+        Args:
+            report: sends a message to the supervisor.
+            turn: serves one message of the transport if there is one; whether there was.
+            wake: makes the agent's loop turn.
+        """
+        self.transport = transport
+        self.store = store
+        self.report = report
+        self._turn = turn
+        self._wake = wake
+        self._sequence = 0
+        self._replies: dict[int, dict[int, Message]] = {}
+        self._committer = ThreadPoolExecutor(1, thread_name_prefix="crhpc-commit")
+        self.job: dict[str, Any] = {}
+        self.directory = ""
+        self.every: float | None = None
+        self.due: float | None = None
+        self.current: Checkpoint | None = None
+        self.last: Message | None = None
+        self._waiting: list[tuple[int, bool]] = []
+
+    # -- orders -----------------------------------------------------------------------------------
+    def order(self, op: Op, ranks: list[int] | None = None, **fields: Any) -> dict[int, Message]:
+        """Give an order to all members (or some) and wait for all replies.
+
+        Raises:
+            Reported: a member's error, as it worded it.
+        """
+        ranks = list(range(self.transport.size)) if ranks is None else ranks
+        sequence = self._send(op, ranks, fields)
+        replies = self._replies[sequence]
+        while len(replies) < len(ranks):
+            if not self._turn():
+                time.sleep(_PROBE_SECONDS)
+        del self._replies[sequence]
+        for reply in replies.values():
+            if "error" in reply:
+                raise Reported(reply["code"], reply["error"])
+        return replies
+
+    def _send(self, op: Op, ranks: list[int], fields: dict[str, Any]) -> int:
+        self._sequence += 1
+        self._replies[self._sequence] = {}
+        for rank in ranks:
+            self.transport.send(rank, {"op": str(op), "seq": self._sequence, **fields})
+        return self._sequence
+
+    def receive(self, source: int, reply: Message) -> None:
+        """A member's reply has come."""
+        if reply["re"] in self._replies:
+            self._replies[reply["re"]][source] = reply
+
+    # -- start and restart ------------------------------------------------------------------------
+    def start(self, message: Message, temporary: str) -> Message:
+        """Start a new job on the first node.
+
+        Raises:
+            CrhpcError: it can't be started.
+        """
+        self._configure(message, message["job"])
+        command = {name: message.get(name) for name in ("argv", "env", "cwd", "umask", "ignored", "cpus")}
+        began = time.monotonic()
+        replies = self.order(Op.START, [0], command=command, temporary=temporary)
+        return self._started(replies, began, None)
+
+    def restart(self, message: Message) -> Message:
+        """Rebuild an image and let it go; on failure nothing is left.
+
+        Raises:
+            CrhpcError: it can't be restarted here.
+        """
+        image = message["image"]
+        job = self.store.job(image)
+        self._configure(message, {name: value for name, value in job.items() if name not in ("pods", "tasks")})
+        began = time.monotonic()
+        try:
+            self._progress("build", 0, 0)
+            self.order(Op.BUILD, image=image, pods=job["pods"])
+            self.order(Op.CONNECT)
+            replies = self.order(Op.RELEASE, pods=job["pods"])
+        except CrhpcError:
+            self.order(Op.END)
+            raise
+        return self._started(replies, began, image)
+
+    def _configure(self, message: Message, job: dict[str, Any]) -> None:
+        self.job = job
+        self.directory = message["directory"]
+        self.every = message["every"]
+
+    def _started(self, replies: dict[int, Message], began: float, image: str | None) -> Message:
+        self.due = time.monotonic() + self.every if self.every else None
+        first = replies[0]
+        return {"op": "started", "pid": first["pid"], "host_pid": first["host_pid"], "image": image,
+                "tasks": sum(reply["tasks"] for reply in replies.values()), "seconds": time.monotonic() - began}
+
+    # -- checkpoint -------------------------------------------------------------------------------
+    def request(self, number: int | None, *, stop: bool) -> None:
+        """Ask for a checkpoint; one at a time, later requests wait for the next."""
+        self._waiting.append((-1 if number is None else number, stop))
+
+    def tick(self) -> None:
+        """Begin what is due, go on with what is under way. Called whenever the loop turns."""
+        if self.current is not None:
+            self._go_on(self.current)
+        if self.current is None and self._waiting:
+            waiting, self._waiting = self._waiting, []
+            self._begin([number for number, _ in waiting], stop=any(stop for _, stop in waiting))
+        elif self.current is None and self.due is not None and time.monotonic() >= self.due:
+            self._begin([], stop=False)
+
+    def _begin(self, ids: list[int], *, stop: bool) -> None:
+        if self.every:
+            self.due = time.monotonic() + self.every
+        try:
+            number, temporary = self.store.new(self.directory)
+        except OSError as error:
+            self._failed(ids, CheckpointFailed(why=f"{error.filename or self.directory}: {error.strerror}",
+                                               cure="make the directory writable again"))
+            return
+        checkpoint = Checkpoint(ids, stop, number, temporary, time.monotonic())
+        self.current = checkpoint
+        try:
+            self._freeze_and_cut(checkpoint)
+        except CrhpcError as error:
+            self._give_up(checkpoint, error)
+
+    def _freeze_and_cut(self, checkpoint: Checkpoint) -> None:
+        self._progress("freeze", 0, 0)
+        self.order(Op.PRECOPY, directory=str(checkpoint.temporary))
+        checkpoint.tasks = sum(reply["tasks"] for reply in self.order(Op.FREEZE).values())
+        replies = self.order(Op.CUT)
+        checkpoint.pods = {str(rank): reply["pod"] for rank, reply in replies.items()}
+        checkpoint.connections, outside = match({rank: reply["ends"] for rank, reply in replies.items()})
+        if outside:
+            end = outside[0]
+            raise Unsupported(what=f"a TCP connection from {_address(end.local)} to {_address(end.remote)} outside the job",
+                              pid=end.pid, program=end.program,
+                              cure="close it during the run, or keep both of its ends in the job")
+        if not checkpoint.stop:
+            checkpoint.frozen = max(reply["frozen"] for reply in self.order(Op.THAW).values())
+        checkpoint.sequence = self._send(Op.WRITE, list(range(self.transport.size)), {})
+
+    def _go_on(self, checkpoint: Checkpoint) -> None:
+        if checkpoint.committing is not None:
+            if checkpoint.committing.done():
+                self._committed(checkpoint, checkpoint.committing)
+            return
+        replies = self._replies[checkpoint.sequence]
+        problem = next((reply for reply in replies.values() if "error" in reply), None)
+        if problem is not None:
+            self._give_up(checkpoint, Reported(problem["code"], problem["error"]))
+        elif len(replies) == self.transport.size:
+            checkpoint.summaries = self._replies.pop(checkpoint.sequence)
+            self._commit(checkpoint)
+
+    def _commit(self, checkpoint: Checkpoint) -> None:
+        shards = [checkpoint.summaries[rank]["summary"] for rank in sorted(checkpoint.summaries)]
+        job = {**self.job, "pods": checkpoint.pods, "tasks": checkpoint.tasks}
+        stats = {"frozen": checkpoint.frozen, "seconds": time.monotonic() - checkpoint.started}
+        checkpoint.committing = self._committer.submit(
+            self.store.commit, checkpoint.temporary, checkpoint.number, job, shards, stats, checkpoint.connections)
+        checkpoint.committing.add_done_callback(lambda _: self._wake())
+
+    def _committed(self, checkpoint: Checkpoint, done: Future[Path]) -> None:
+        try:
+            image = done.result()
+        except OSError as error:
+            problem: CrhpcError = CheckpointFailed(why=f"{error.filename or checkpoint.temporary}: {error.strerror}",
+                                                   cure="look at the file system of the checkpoint directory")
+            if error.errno in _NO_SPACE:
+                problem = DiskFull(path=checkpoint.temporary, why=error.strerror)
+            self._give_up(checkpoint, problem)
+            return
+        self.current = None
+        if checkpoint.stop:
+            self.order(Op.END)
+        summaries = [reply["summary"] for reply in checkpoint.summaries.values()]
+        message = {"op": "checkpointed", "image": str(image), "number": checkpoint.number, "frozen": checkpoint.frozen,
+                   "seconds": time.monotonic() - checkpoint.started, "bytes": sum(s["put"] for s in summaries),
+                   "stored": sum(s["size"] for s in summaries), "tasks": checkpoint.tasks,
+                   "nodes": len(summaries), "stopped": checkpoint.stop}
+        self.last = {**message, "time": time.time()}
+        for number in checkpoint.ids or [-1]:
+            self.report({**message, "id": None if number < 0 else number})
+
+    def _give_up(self, checkpoint: Checkpoint, error: CrhpcError) -> None:
+        """Nothing visible is left and the job goes on."""
+        self.current = None
+        self._replies.pop(checkpoint.sequence, None)
+        self.order(Op.ABORT)
+        self.store.discard(checkpoint.temporary)
+        self._failed(checkpoint.ids, error)
+
+    def _failed(self, ids: list[int], error: CrhpcError) -> None:
+        for number in ids or [-1]:
+            self.report({"op": "checkpoint-failed", "id": None if number < 0 else number, "error": str(error),
+                         "code": error.code or EXIT_INTERNAL})
+
+    def _progress(self, phase: str, done: int, total: int) -> None:
+        self.report({"op": "progress", "phase": phase, "done": done, "total": total})
+
+    # -- at any time ------------------------------------------------------------------------------
+    def wait(self) -> None:
+        """Stay until no checkpoint is under way: its image is worth the time when a job has failed."""
+        while self.current is not None:
+            self._turn()
+            self._go_on(self.current)
+            time.sleep(_PROBE_SECONDS * 10)
+
+    def signal(self, number: int, *, group: bool) -> None:
+        """Pass a signal on to the job."""
+        self.order(Op.SIGNAL, [0], signal=number, group=group)
+
+    def status(self, hosts: list[str]) -> Message:
+        """The running job, as `crhpc status` shows it."""
+        replies = self.order(Op.TASKS)
+        return {"op": "status", "last": self.last, "checkpointing": self.current is not None,
+                "next": None if self.due is None else max(self.due - time.monotonic(), 0.0),
+                "pods": [{"node": rank, "host": hosts[rank], "tasks": reply["tasks"]} for rank, reply in replies.items()]}
+
+    def end(self) -> None:
+        """End every process of the job."""
+        self.order(Op.END)
+        checkpoint, self.current = self.current, None
+        if checkpoint is not None and checkpoint.committing is None:
+            self.store.discard(checkpoint.temporary)
+        self._committer.shutdown(wait=True)
+
+
+def _address(address: tuple[str, int]) -> str:
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

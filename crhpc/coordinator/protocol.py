@@ -1,0 +1,84 @@
+"""What the coordinator and the members say to each other.
+
+Rank 0 is the coordinator and a member too; every rank has one member, which has one node. All messages are
+JSON objects over MPI. The coordinator sends an order to all members and waits for all replies: each arrow
+below is a barrier.
+
+::
+
+    a new job       START ──▶ a pod on the first node, the command in it
+    a checkpoint    PRECOPY ─▶ shards opened                                        job runs
+                    FREEZE ──▶ every thread of every pod stands still             ┐
+                    CUT ─────▶ dumped to memory and page log; the ends of          │ job stands still
+                               connections come back and are matched              │
+                    THAW ────▶ (not when the job is to end) the job goes on        ┘
+                    WRITE ───▶ shards finished and fsynced; summaries come back     job runs
+                    commit     by the coordinator alone: master, manifest, rename
+    a failure       ABORT ───▶ every pod is thawed, every shard goes, the job goes on
+    a restart       BUILD ───▶ pods, tasks, memory, files; all stopped
+                    CONNECT ─▶ sockets, and the rest of every task
+                    RELEASE ─▶ the job goes on
+    at any time     SIGNAL, TASKS
+    the end         END ─────▶ every process of every pod ends
+
+An order is {"op", "seq", ...}; its reply {"re": seq, ...} or {"re": seq, "error": one line, "code": exit code}.
+WRITE is answered when it is done; other orders are served meanwhile.
+"""
+from __future__ import annotations
+
+import enum
+from typing import Any, Protocol
+
+Message = dict[str, Any]
+
+
+class Op(enum.StrEnum):
+    """The orders, in the sequence in which they come."""
+
+    START = "start"
+    PRECOPY = "precopy"
+    FREEZE = "freeze"
+    CUT = "cut"
+    THAW = "thaw"
+    WRITE = "write"
+    ABORT = "abort"
+    BUILD = "build"
+    CONNECT = "connect"
+    RELEASE = "release"
+    SIGNAL = "signal"
+    TASKS = "tasks"
+    END = "end"
+
+
+class NodeDoor(Protocol):
+    """A node's share of the job, as the engine offers it; see crhpc/engine/node.py."""
+
+    def start(self, command: dict[str, Any], stdio: tuple[int, int, int], temporary: str) -> dict[str, int]: ...
+    def precopy(self, directory: str) -> None: ...
+    def freeze(self) -> int: ...
+    def cut(self) -> list[dict[str, Any]]: ...
+    def describe(self) -> dict[str, Any]: ...
+    def thaw(self) -> float: ...
+    def write(self) -> dict[str, Any]: ...
+    def progress(self) -> tuple[int, int]: ...
+    def abort(self) -> None: ...
+    def build(self, image: str, described: dict[str, Any], stdio: tuple[int, int, int]) -> int: ...
+    def connect(self) -> None: ...
+    def release(self, last_pid: int) -> dict[str, int]: ...
+    def signal(self, number: int, *, group: bool) -> None: ...
+    def tasks(self) -> list[dict[str, Any]]: ...
+    def end(self) -> None: ...
+
+
+class Transport(Protocol):
+    """Messages between ranks. Nothing blocks."""
+
+    rank: int
+    size: int
+
+    def send(self, rank: int, message: Message) -> None: ...
+    def receive(self) -> tuple[int, Message] | None: ...
+
+    @property
+    def expecting(self) -> bool:
+        """Whether a message is on its way that nothing but ``receive`` will show."""
