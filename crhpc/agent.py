@@ -39,8 +39,8 @@ _log = log.logger(__name__)
 
 _PROBE_IDLE, _PROBE_BUSY = 0.05, 0.001
 _PROGRESS_SECONDS = 0.25
-_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTSTP,
-            signal.SIGPIPE, signal.SIGALRM)
+_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2,
+            signal.SIGTSTP, signal.SIGPIPE, signal.SIGALRM)
 
 
 class ImageStore:

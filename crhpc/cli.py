@@ -177,7 +177,7 @@ def _entry(image: resume.Found) -> dict[str, Any]:
         if not file.is_file() or file.stat().st_size != length:
             entry["state"] = "damaged"
     return entry | {"size": manifest.master.size + sum(shard.size for shard in manifest.shards),
-                    "tasks": manifest.stats.get("tasks")}
+                    "tasks": manifest.job.get("tasks")}
 
 
 def verify_image(args: argparse.Namespace) -> int:

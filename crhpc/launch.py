@@ -62,7 +62,8 @@ def with_this_package(environment: Mapping[str, str]) -> dict[str, str]:
     root = str(Path(__file__).resolve().parents[1])
     if root in (*site.getsitepackages(), site.getusersitepackages()):
         return dict(environment)
-    return {**environment, "PYTHONPATH": os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))}
+    path = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
+    return {**environment, "PYTHONPATH": path}
 
 
 class Child:

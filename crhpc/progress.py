@@ -53,10 +53,10 @@ def plural(count: int, noun: str) -> str:
 
 
 def checkpoint_line(message: Mapping[str, Any]) -> str:
-    """A ``checkpointed`` message in words."""
-    return (f"checkpoint {message['number']}: {plural(message['tasks'], 'process')}, "
-            f"frozen {duration(message['frozen'])}, {size(message['bytes'])} saved as "
-            f"{size(message['stored'])} in {duration(message['seconds'])}")
+    """A ``checkpointed`` message in words; a job that was ended with it was not frozen for any time."""
+    frozen = "" if message.get("stopped") else f"frozen {duration(message['frozen'])}, "
+    return (f"checkpoint {message['number']}: {plural(message['tasks'], 'process')}, {frozen}"
+            f"{size(message['bytes'])} saved as {size(message['stored'])} in {duration(message['seconds'])}")
 
 
 def plain(text: str) -> str:

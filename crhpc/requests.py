@@ -63,10 +63,11 @@ class Requests:
                 self._reply(channel, message)
 
     def answer(self, message: Message) -> None:
-        """Pass on how a checkpoint ended, to the one who asked for it."""
-        channel = self._checkpoints.pop(message.get("id") or 0, None)
-        if channel is not None:
-            self._reply(channel, message)
+        """Pass on how a checkpoint ended, to the one who asked for it; to all who wait if it was the last."""
+        ids = list(self._checkpoints) if message.get("stopped") else [message.get("id")]
+        for channel in [self._checkpoints.pop(number, None) for number in ids if number is not None]:
+            if channel is not None:
+                self._reply(channel, message)
 
     def answer_status(self, message: Message) -> None:
         """Pass on what the agents know."""

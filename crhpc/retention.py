@@ -99,7 +99,7 @@ def verify_and_remove(task: Mapping[str, Any]) -> dict[str, Any]:
     for old in expired(image_numbers(directory), number, task["keep"], task["superseded"], task["damaged"]):
         try:
             remove_image(directory / image_name(old))
-            for tail in directory.glob(f"{image_name(old)}.*.tail*"):
+            for tail in directory.glob(f"{image_name(old)}.tail-*"):
                 tail.unlink(missing_ok=True)
             result["removed"].append(old)
         except (errors.CrhpcError, OSError) as error:

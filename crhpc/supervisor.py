@@ -253,7 +253,8 @@ class Supervisor:
             return {"op": "restart", "image": str(self._task.image), **common}
         what: Message = {"argv": list(self._state.argv), "cwd": self._state.cwd}
         job = {"id": self._state.id, "directory": directory, "started": self._state.started, **what}
-        return {"op": "start", "env": self._task.environment or {}, "job": job, **what, **common}
+        return {"op": "start", "env": self._task.environment or {}, "job": job, **what, **common,
+                "cpus": sorted(os.sched_getaffinity(0))}   # the launcher may bind the agents to others
 
     def _send(self, message: Message, fds: tuple[int, ...] = ()) -> None:
         if self._agent is not None:
@@ -272,9 +273,7 @@ class Supervisor:
             case "started":
                 self._on_started(message)
             case "failed":
-                self._report.release()
-                self._report.say(message["error"])
-                self._result = int(message["code"])
+                self._on_failed(message)
             case "progress":
                 self._report.progress(message["phase"], message["done"], message["total"])
                 self._requests.progress(message)
@@ -288,6 +287,14 @@ class Supervisor:
                 self._requests.answer_status(message)
             case "exited":
                 self._on_exited(os.waitstatus_to_exitcode(message["status"]))
+
+    def _on_failed(self, message: Message) -> None:
+        self._report.clear()
+        self._report.release()
+        self._report.say(message["error"])
+        self._result = int(message["code"])
+        if self._running:
+            self._record_end(Status.FAILED, None)
 
     def _on_started(self, message: Message) -> None:
         self._report.clear()
@@ -306,6 +313,9 @@ class Supervisor:
 
     def _on_checkpointed(self, message: Message) -> None:
         self._report.clear()
+        if self._last is not None and self._last["number"] == message["number"]:
+            self._requests.answer(message)   # several had asked for the same one
+            return
         self._report.detail(checkpoint_line(message))
         self._last = {**message, "time": time.time()}
         self._last_image = Path(message["image"])

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import shlex
+import textwrap
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,10 @@ from crhpc.progress import duration, plain, plural, size
 if TYPE_CHECKING:
     from crhpc.doctor import Row
     from crhpc.image.browse import Entry
+
+
+_COMMAND = 100
+"""Characters that are shown of a command line."""
 
 
 def aligned(rows: Iterable[Sequence[str]]) -> list[str]:
@@ -41,7 +46,7 @@ def status(status: Mapping[str, Any], now: float) -> list[str]:
     """The running job: is it safe, what does it cost, what is it made of."""
     job, last, agents = status["job"], status["last"], status["agents"] or {}
     resumed = f", resumed from {status['resumed_from']}" if status["resumed_from"] else ""
-    head = [("job", f"{job['id'][:8]}, {shlex.join(job['argv'])}"),
+    head = [("job", f"{job['id'][:8]}, {textwrap.shorten(shlex.join(job['argv']), _COMMAND, placeholder=' ...')}"),
             ("runs since", when(job["started"]) + resumed),
             ("directory", status["directory"]),
             ("supervisor", f"process {status['supervisor']['pid']} on {status['supervisor']['host']}")]

@@ -200,8 +200,8 @@ class Coordinator:
         checkpoint.connections, outside = match({rank: reply["ends"] for rank, reply in replies.items()})
         if outside:
             end = outside[0]
-            raise Unsupported(what=f"a TCP connection from {_address(end.local)} to {_address(end.remote)} outside the job",
-                              pid=end.pid, program=end.program,
+            ends = f"from {_address(end.local)} to {_address(end.remote)}"
+            raise Unsupported(what=f"a TCP connection {ends} outside the job", pid=end.pid, program=end.program,
                               cure="close it during the run, or keep both of its ends in the job")
         if not checkpoint.stop:
             checkpoint.frozen = max(reply["frozen"] for reply in self.order(Op.THAW).values())
@@ -283,7 +283,8 @@ class Coordinator:
         replies = self.order(Op.TASKS)
         return {"op": "status", "last": self.last, "checkpointing": self.current is not None,
                 "next": None if self.due is None else max(self.due - time.monotonic(), 0.0),
-                "pods": [{"node": rank, "host": hosts[rank], "tasks": reply["tasks"]} for rank, reply in replies.items()]}
+                "pods": [{"node": rank, "host": hosts[rank], "tasks": reply["tasks"]}
+                         for rank, reply in replies.items()]}
 
     def end(self) -> None:
         """End every process of the job."""

@@ -64,4 +64,4 @@ def match(ends: dict[int, list[dict[str, Any]]]) -> tuple[list[Connection], list
 def _waits(row: dict[str, Any], listening: set[tuple[str, int]]) -> bool:
     """Whether an end waits to be accepted by a listener of the job."""
     address, port = row["remote"]
-    return any(port == listener_port and listener in (address, "0.0.0.0", "::") for listener, listener_port in listening)
+    return any((name, port) in listening for name in (address, "0.0.0.0", "::"))

@@ -64,37 +64,25 @@ class Member:
         self._transport.send(rank, {"re": sequence, **reply})
 
     def _carry_out(self, op: Op, order: Message) -> Message:
+        if op in (Op.ABORT, Op.END):
+            self._await_writer()
         node = self.node
-        match op:
-            case Op.START:
-                return {**node.start(order["command"], self.stdio, order["temporary"])}
-            case Op.PRECOPY:
-                node.precopy(order["directory"])
-            case Op.FREEZE:
-                return {"tasks": node.freeze()}
-            case Op.CUT:
-                return {"ends": node.cut(), "pod": node.describe()}
-            case Op.THAW:
-                return {"frozen": node.thaw()}
-            case Op.ABORT:
-                self._await_writer()
-                node.abort()
-            case Op.BUILD:
-                return {"tasks": node.build(order["image"], order["pods"][str(self._transport.rank)], self.stdio)}
-            case Op.CONNECT:
-                node.connect()
-            case Op.RELEASE:
-                return {**node.release(order["pods"][str(self._transport.rank)]["last_pid"])}
-            case Op.SIGNAL:
-                node.signal(order["signal"], group=order["group"])
-            case Op.TASKS:
-                return {"tasks": node.tasks()}
-            case Op.END:
-                self._await_writer()
-                node.end()
-            case Op.WRITE:
-                raise AssertionError("served apart")
-        return {}
+        pod = order.get("pods", {}).get(str(self._transport.rank), {})
+        actions: dict[Op, Callable[[], Message | None]] = {
+            Op.START: lambda: {**node.start(order["command"], self.stdio, order["temporary"])},
+            Op.PRECOPY: lambda: node.precopy(order["directory"]),
+            Op.FREEZE: lambda: {"tasks": node.freeze()},
+            Op.CUT: lambda: {"ends": node.cut(), "pod": node.describe()},
+            Op.THAW: lambda: {"frozen": node.thaw()},
+            Op.ABORT: node.abort,
+            Op.BUILD: lambda: {"tasks": node.build(order["image"], pod, self.stdio)},
+            Op.CONNECT: node.connect,
+            Op.RELEASE: lambda: {**node.release(pod["last_pid"])},
+            Op.SIGNAL: lambda: node.signal(order["signal"], group=order["group"]),
+            Op.TASKS: lambda: {"tasks": node.tasks()},
+            Op.END: node.end,
+        }
+        return actions[op]() or {}
 
     def _await_writer(self) -> None:
         """A shard that is being written is finished first; its answer is dropped."""

@@ -53,11 +53,12 @@ def write_tree(ctx: Dump) -> None:
     """The tree that people look at: tasks, and under each its descriptors as links to the open files."""
     by_name = {record.__name__: rows for record, rows in ctx.rows.items()}
     for file in by_name.get("File", []):
-        ctx.writer.tree_group(f"files/{file.id}", {"kind": file.kind, "link": _text(file.link), "flags": oct(file.flags),
-                                                   "position": file.position})
+        ctx.writer.tree_group(f"files/{file.id}", {
+            "kind": file.kind, "link": _text(file.link), "flags": oct(file.flags), "position": file.position})
     for row in by_name.get("Process", []):
-        ctx.writer.tree_group(f"tree/{row.pid}", {"program": _text(row.program), "parent": row.parent,
-                                                  "state": "zombie" if row.zombie else "stopped" if row.stopped else "running"})
+        state = "zombie" if row.zombie else "stopped" if row.stopped else "running"
+        ctx.writer.tree_group(f"tree/{row.pid}", {
+            "program": _text(row.program), "parent": row.parent, "state": state})
     for row in by_name.get("Descriptor", []):
         ctx.writer.tree_link(f"tree/{row.pid}/fds/{row.fd}", f"files/{row.file}")
 

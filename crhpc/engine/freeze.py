@@ -206,7 +206,7 @@ class Borrowed:
                 ptrace.set_signal_mask(tracee.tid, ALL_BUT_TRAP)
                 tracee.prepare(instruction)
             address = task.call("mmap", 0, _AREA_SIZE, 7, 0x22, -1, 0)   # PROT_ALL, MAP_PRIVATE | MAP_ANONYMOUS
-            task.area = Area(task.leader, address, _AREA_SIZE)
+            task.mapped_area = Area(task.leader, address, _AREA_SIZE)
             task.call("rt_sigaction", signal.SIGTRAP, 0, task.area.data, 8)
             task.trap_action = task.leader.read(task.area.data, _ACTION_SIZE)
 
@@ -230,7 +230,7 @@ class Borrowed:
             task.leader.write(area.data, task.trap_action)
             task.call("rt_sigaction", signal.SIGTRAP, area.data, 0, 8)
         task.call("munmap", area.address, area.size)
-        task.area = None
+        task.mapped_area = None
 
 
 def thaw(frozen: Frozen) -> float:

@@ -164,7 +164,7 @@ class Init:
             room = ctypes.create_string_buffer(112)
             libc.syscall("shmctl", number, 2, room)
             for offset, value in ((4, message["uid"]), (8, message["gid"])):
-                room[offset:offset + 4] = value.to_bytes(4, "little")   # type: ignore[assignment]
+                room[offset:offset + 4] = value.to_bytes(4, "little")
             libc.syscall("shmctl", number, _IPC_SET, room)
         return {}, []
 

@@ -107,7 +107,8 @@ class Node:
         assert self.pod is not None and self.context is not None
         assert self._frozen is not None and self._writer is not None
         with self._explained(str(self._writer.path.parent)):
-            self._dump = cut(self._frozen, self.pod, self.context, self._writer, self.kinds, self._remembered, self.steps)
+            self._dump = cut(self._frozen, self.pod, self.context, self._writer, self.kinds, self._remembered,
+                             self.steps)
         return endpoints(self._dump)
 
     def thaw(self) -> float:
@@ -173,8 +174,8 @@ class Node:
             self.context = self.pod.context(stdio)
             self.root = described["root"]
             _allow_many_descriptors()
-            self._rebuilding = Rebuilding(self._image.node(self.number), Path(image), self.pod, self.context, self.kinds,
-                                          self.warn, self.steps)
+            self._rebuilding = Rebuilding(self._image.node(self.number), Path(image), self.pod, self.context,
+                                          self.kinds, self.warn, self.steps)
             self._rebuilding.build()
         return len(self._rebuilding.ctx.tasks)
 
@@ -255,8 +256,8 @@ class Node:
         except OSError as error:
             log.debug("restart failed", exc_info=True)
             self.end()
-            raise RestartFailed(image=image, why=f"{error.filename}: {error.strerror}" if error.filename else str(error),
-                                cure="run with CRHPC_LOG=debug for the details") from error
+            why = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            raise RestartFailed(image=image, why=why, cure="run with CRHPC_LOG=debug for the details") from error
 
 
 def _allow_many_descriptors() -> None:

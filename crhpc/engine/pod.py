@@ -21,7 +21,8 @@ from crhpc.resources.context import Pod
 
 _WALL = 0x40000000
 _CURES = {
-    "unshare": "ask the administrator to allow user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone=1)",
+    "unshare": "ask the administrator to allow user namespaces (sysctl user.max_user_namespaces, "
+               "kernel.unprivileged_userns_clone=1)",
     "mount of proc": "run outside containers that mask parts of /proc, or ask for an unmasked one",
 }
 
@@ -68,7 +69,8 @@ class PodProcess:
         if message["op"] == "failed":
             what = message["what"]
             cure = next((cure for start, cure in _CURES.items() if what.startswith(start)), "see `crhpc doctor`")
-            raise NotAllowed(what="namespaces of the job's own", why=f"{what}: {os.strerror(message['errno'])}", cure=cure)
+            raise NotAllowed(what="namespaces of the job's own", why=f"{what}: {os.strerror(message['errno'])}",
+                             cure=cure)
         assert message["op"] == op, message
         return message
 

@@ -48,7 +48,7 @@ class Rebuilding:
         for task in self.ctx.tasks.values():
             task.leader.instruction = find_instruction(task.host, proc.maps(task.host))
             task.call("munmap", task.area.address, task.area.size)
-            task.area = None
+            task.mapped_area = None
         self._run(Phase.REGISTERS, Phase.REGISTERS)
 
     def _run(self, first: Phase, last: Phase) -> None:

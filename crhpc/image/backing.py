@@ -40,10 +40,19 @@ class BackingFile:
         self.size = os.fstat(self.fd).st_size
         self._position = 0
 
+    @property
+    def failure(self) -> OSError | None:
+        """The error that HDF5 was not told of, with the path."""
+        if self.error is None:
+            return None
+        failure = OSError(self.error.errno, self.error.strerror, str(self.path))
+        failure.__cause__ = self.error
+        return failure
+
     def check(self) -> None:
         """Raise the error that HDF5 was not told of, if there is one."""
         if self.error is not None:
-            raise OSError(self.error.errno, self.error.strerror, str(self.path)) from self.error
+            raise self.failure or self.error
 
     def drop_writes(self) -> None:
         """From now on the contents do not matter: nothing is written any more."""

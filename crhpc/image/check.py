@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import signal
+import site
 import subprocess
 import sys
 import time
@@ -42,7 +43,9 @@ _THREADS = 4
 _MEMORY = 1 << 30
 _SECONDS = 60
 _BYTES_PER_SECOND = 50e6
-"""How slow a machine may be before the child is taken for hung; of CPU time, and of time on the clock."""
+"""How slow a core may be before the child is taken for looping."""
+_BYTES_PER_SECOND_OF_DISK = 5e6
+"""How slow a file system may be before the child is taken for hung."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,7 @@ def verify(path: str | os.PathLike[str], *, full: bool = False, nodes: Collectio
     """Check an image in a child process with limits.
 
     Args:
-        nodes: only these nodes' shards (the manifest and the master always); all by default.
+        nodes: only these nodes' shards (the manifest and the master always); all if None or empty.
         timeout: seconds until the child is killed; by default generous, by the image's size.
 
     Raises:
@@ -78,16 +81,10 @@ def verify(path: str | os.PathLike[str], *, full: bool = False, nodes: Collectio
         OSError: the files cannot be opened (permission, descriptors).
         CrhpcError: the check itself does not work here.
     """
-    size = _size(Path(path))
-    command = [sys.executable, "-P", "-m", "crhpc.image.check", os.fspath(path)]
-    command += ["--full"] * full + [f"--node={node}" for node in nodes or ()]
-    root = str(Path(__file__).resolve().parents[2])
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
-        # Address space that is reserved and never used would count against the limit.
-        "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
-    limit = timeout if timeout is not None else 5 * _SECONDS + 2 * size / _BYTES_PER_SECOND
-    with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+    command = [sys.executable, "-P", "-m", "crhpc.image.check", *["--full"] * full,
+               *(f"--node={node}" for node in nodes or ()), "--", os.fspath(path)]
+    limit = 5 * _SECONDS + _size(Path(path)) / _BYTES_PER_SECOND_OF_DISK if timeout is None else timeout
+    with subprocess.Popen(command, env=_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE, text=True, errors="replace") as child:
         try:
             output, complaints = child.communicate(timeout=limit)
@@ -99,6 +96,15 @@ def verify(path: str | os.PathLike[str], *, full: bool = False, nodes: Collectio
         finally:
             child.kill()                                        # an interrupted caller leaves none behind
     return _result(path, output, complaints, how)
+
+
+def _environment() -> dict[str, str]:
+    """The child's: it finds this very package, and reserves little address space that it does not use."""
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
+    root = str(Path(__file__).resolve().parents[2])
+    if root not in map(os.path.realpath, [*site.getsitepackages(), site.getusersitepackages()]):
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    return environment
 
 
 def _ended(code: int) -> str:
@@ -143,7 +149,7 @@ def check_image(path: str | os.PathLike[str], *, full: bool = False, nodes: Coll
     started = time.monotonic()
     note(MANIFEST)
     with Image(path) as image:
-        shards = [shard for shard in image.nodes if nodes is None or shard.node in nodes]
+        shards = [shard for shard in image.nodes if not nodes or shard.node in nodes]
         missing = set(nodes or ()) - {shard.node for shard in shards}
         if missing:
             raise ImageDamaged(image=path, what=f"{MANIFEST}: it has no node {min(missing)}")

@@ -7,6 +7,7 @@ counts. Only when the log is closed are the runs resolved, so that no two overla
 from __future__ import annotations
 
 import mmap
+import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -294,6 +295,37 @@ def log_order(runs: Table) -> Table:
     pieces["page"] += (start - first).astype(np.uint64)
     pieces["row"], pieces["npages"] = start, np.minimum(end, border + CHUNK_ROWS) - start
     return pieces[np.argsort(pieces["row"], kind="stable")]
+
+
+def compressor(level: int) -> zstandard.ZstdCompressor:
+    """One that makes frames as the format prescribes; for one thread."""
+    return zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True)
+
+
+def share(memory: int, threads: int | None, level: int) -> tuple[int, int]:
+    """(compressing threads, buffers) that fit into ``memory`` bytes; by default a thread per allowed core.
+
+    A thread needs its compressor's tables, the compressed chunk, and the rows it moves. One chunk more is
+    what HDF5 may hold while writing.
+
+    Raises:
+        ValueError: not even two buffers fit.
+    """
+    if threads is None:
+        threads = min(allowed_cores(), 16)
+    probe = compressor(level)
+    probe.compress(bytes(CHUNK))                                # its tables grow at the first use
+    each = probe.memory_size() + 2 * CHUNK + CHUNK // 128
+    threads = max(1, min(threads, (memory // 2 - CHUNK) // each))
+    count = (memory - CHUNK - threads * each) // CHUNK
+    if count < 2:
+        raise ValueError(f"{memory} bytes are too little for pages in flight")
+    return threads, count
+
+
+def allowed_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def inflate(data: bytes) -> bytes:

@@ -27,6 +27,7 @@ from crhpc.image.pages import (
     RUNS,
     ZERO,
     PageObject,
+    allowed_cores,
     check_runs,
     covered,
     inflate,
@@ -313,8 +314,7 @@ class Image:
 def ahead(work: Callable[[int], T], items: list[int], threads: int | None) -> Iterator[T]:
     """``work`` of each item in order, done ahead in threads, at most two items per thread."""
     if threads is None:
-        threads = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
-                      else os.cpu_count() or 1, 16)
+        threads = min(allowed_cores(), 16)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="crhpc-read")
     waiting: deque[Future[T]] = deque()
     try:

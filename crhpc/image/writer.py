@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 import numpy.typing as npt
-import zstandard
 
 from crhpc.image.backing import BackingFile, digest
 from crhpc.image.commit import commit
@@ -55,9 +54,11 @@ from crhpc.image.pages import (
     Pieces,
     buffers,
     check_pieces,
+    compressor,
     covered,
     nonzero_rows,
     page_objects,
+    share,
 )
 from crhpc.image.records import Blob, Table, describe, encode, write_attributes, write_table
 from crhpc.image.tree import Tree
@@ -101,7 +102,8 @@ class ShardWriter:
 
         Args:
             level: of zstd; negative ones are faster.
-            threads: that compress; as many as cores allowed, at most 16, by default.
+            threads: that compress; by default as many as cores are allowed, at most 16. Fewer if memory is
+                short.
             memory: bytes for pages in flight, at least 8 MiB. Runs (a few bytes per page in the worst case)
                 and tables come on top.
 
@@ -112,7 +114,7 @@ class ShardWriter:
         self.path = Path(directory) / shard_name(node)
         self.node = node
         self._level = level
-        self._threads, count = _share(memory, threads, self._compressor())
+        self._threads, count = share(memory, threads, level)
         self._free = buffers(count)
         self._count = count
         self._in_flight = 0
@@ -140,14 +142,11 @@ class ShardWriter:
             self.abort()
             raise
 
-    def _compressor(self) -> zstandard.ZstdCompressor:
-        return zstandard.ZstdCompressor(level=self._level, write_checksum=True, write_content_size=True)
-
     def _create(self) -> None:
         self._file = h5py.File(self._backing, "w", libver=LIBVER)
         self._log = self._file.create_dataset(
             f"nodes/{self.node}/pages/log", shape=(0, PAGE), maxshape=(None, PAGE), chunks=(CHUNK_ROWS, PAGE),
-            dtype="u1", compression=ZSTD_FILTER, compression_opts=(self._level,), allow_unknown_filter=True)
+            dtype="u1", compression=ZSTD_FILTER, compression_opts=(max(1, self._level),), allow_unknown_filter=True)
         self._backing.check()
 
     def __enter__(self) -> ShardWriter:
@@ -260,10 +259,9 @@ class ShardWriter:
         if count < rows:
             buffer.array[:count] = buffer.array[:rows][kept]
         buffer.array[count:] = 0
-        compressor = getattr(self._local, "compressor", None)
-        if compressor is None:
-            compressor = self._local.compressor = self._compressor()
-        compressed = compressor.compress(buffer.bytes())
+        if not hasattr(self._local, "compressor"):
+            self._local.compressor = compressor(self._level)
+        compressed = self._local.compressor.compress(buffer.bytes())
         size = min(len(compressed), CHUNK)
         stored = buffer.bytes()[:size]
         if size < CHUNK:                                        # otherwise it does not pay: stored as it is
@@ -300,7 +298,7 @@ class ShardWriter:
         try:
             work(*arguments)
         except BaseException as caught:
-            error = caught
+            error = self._backing.failure or caught
         with self._change:
             self._error = self._error or error
             self._in_flight -= 1
@@ -347,8 +345,12 @@ class ShardWriter:
             started = time.monotonic()
             # In the writing thread, like everything else that touches HDF5.
             self._summary = self._writing.submit(self._finish).result()
-        except BaseException:
+        except BaseException as error:
+            # What HDF5 was not told of it may have stumbled over later: the first cause counts.
+            self._error = self._error or self._backing.failure or error
             self.abort()
+            if isinstance(error, Exception):
+                self._check()
             raise
         self._stop_threads()
         self._backing.close()
@@ -423,21 +425,3 @@ class ShardWriter:
     def _stop_threads(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=self._error is not None)
         self._writing.shutdown(wait=True, cancel_futures=self._error is not None)
-
-
-def _share(memory: int, threads: int | None, compressor: zstandard.ZstdCompressor) -> tuple[int, int]:
-    """(compressing threads, buffers) that fit into ``memory`` bytes.
-
-    A thread needs its compressor's tables, the compressed chunk, and the rows it moves. One chunk more is
-    what HDF5 may hold while writing.
-    """
-    if threads is None:
-        allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        threads = min(allowed, 16)
-    compressor.compress(bytes(CHUNK))                           # its tables grow at the first use
-    each = compressor.memory_size() + 2 * CHUNK + CHUNK // 128
-    threads = max(1, min(threads, (memory // 2 - CHUNK) // each))
-    count = (memory - CHUNK - threads * each) // CHUNK
-    if count < 2:
-        raise ValueError(f"{memory} bytes are too little for pages in flight")
-    return threads, count

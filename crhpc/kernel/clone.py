@@ -13,7 +13,8 @@ ARGS_SIZE = 88
 """Bytes of struct clone_args up to and with ``cgroup`` (CLONE_ARGS_SIZE_VER2)."""
 
 
-def clone_args(*, flags: int = 0, pidfd: int = 0, exit_signal: int = 17, set_tid: int = 0, set_tid_size: int = 0) -> list[int]:
+def clone_args(*, flags: int = 0, pidfd: int = 0, exit_signal: int = 17, set_tid: int = 0,
+               set_tid_size: int = 0) -> list[int]:
     """The words of a struct clone_args; addresses are those of the process that makes the call."""
     return [flags, pidfd, 0, 0, exit_signal, 0, 0, 0, set_tid, set_tid_size, 0]
 

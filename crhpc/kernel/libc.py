@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from typing import Any
 
 # PyDLL keeps the interpreter's lock during the call: a raw clone must return in the child with the lock
 # held by the only thread that is left there. The other calls may take long and let go of it.
@@ -15,23 +16,26 @@ _syscall_locked.restype = ctypes.c_long
 
 NR: dict[str, int] = {
     "read": 0, "write": 1, "open": 2, "close": 3, "lseek": 8, "mmap": 9, "mprotect": 10, "munmap": 11, "brk": 12,
-    "rt_sigaction": 13, "rt_sigprocmask": 14, "ioctl": 16, "mremap": 25, "mincore": 27, "madvise": 28,
-    "shmget": 29, "shmat": 30, "shmctl": 31, "dup2": 33, "nanosleep": 35, "getitimer": 36, "setitimer": 38, "getpid": 39,
-    "socket": 41, "connect": 42, "socketpair": 53, "listen": 50, "getsockname": 51, "tee": 276, "accept": 43, "sendto": 44, "recvfrom": 45, "sendmsg": 46, "recvmsg": 47,
-    "bind": 49, "clone": 56, "fork": 57, "vfork": 58, "exit": 60, "wait4": 61, "kill": 62, "semget": 64, "shmdt": 67, "msgget": 68,
-    "fcntl": 72, "flock": 73, "getcwd": 79, "chdir": 80, "fchdir": 81, "umask": 95, "getrlimit": 97,
-    "setuid": 105, "setgid": 106, "setpgid": 109, "setsid": 112, "setgroups": 116, "setresuid": 117,
-    "setresgid": 119, "getpgid": 121, "setfsuid": 122, "setfsgid": 123, "getsid": 124, "capget": 125, "capset": 126,
-    "rt_sigtimedwait": 128, "rt_sigqueueinfo": 129, "sigaltstack": 131, "personality": 135, "mlock": 149,
-    "prctl": 157, "arch_prctl": 158, "chroot": 161, "mount": 165, "umount2": 166, "sethostname": 170, "gettid": 186,
-    "futex": 202, "sched_setaffinity": 203, "sched_getaffinity": 204, "set_tid_address": 218, "restart_syscall": 219,
-    "timer_create": 222, "timer_settime": 223, "timer_gettime": 224, "timer_getoverrun": 225, "timer_delete": 226, "clock_gettime": 228,
-    "clock_nanosleep": 230, "exit_group": 231, "epoll_wait": 232, "epoll_ctl": 233, "waitid": 247, "ioprio_set": 251, "ioprio_get": 252, "inotify_add_watch": 254, "openat": 257,
-    "unshare": 272, "set_robust_list": 273, "get_robust_list": 274, "epoll_pwait": 281, "timerfd_create": 283, "timerfd_settime": 286, "eventfd2": 290, "signalfd4": 289,
-    "epoll_create1": 291, "dup3": 292, "pipe2": 293, "rt_tgsigqueueinfo": 297, "prlimit64": 302, "setns": 308, "process_vm_readv": 310,
-    "process_vm_writev": 311, "kcmp": 312, "sched_setattr": 314, "sched_getattr": 315, "seccomp": 317, "memfd_create": 319, "userfaultfd": 323,
-    "mlock2": 325, "rseq": 334, "pidfd_send_signal": 424, "pidfd_open": 434, "clone3": 435, "close_range": 436, "epoll_pwait2": 441,
-    "pidfd_getfd": 438,
+    "rt_sigaction": 13, "rt_sigprocmask": 14, "ioctl": 16, "mremap": 25, "mincore": 27, "madvise": 28, "shmget": 29,
+    "shmat": 30, "shmctl": 31, "dup2": 33, "nanosleep": 35, "getitimer": 36, "setitimer": 38, "getpid": 39,
+    "socket": 41, "connect": 42, "accept": 43, "sendto": 44, "recvfrom": 45, "sendmsg": 46, "recvmsg": 47,
+    "bind": 49, "listen": 50, "getsockname": 51, "socketpair": 53, "clone": 56, "fork": 57, "vfork": 58, "exit": 60,
+    "wait4": 61, "kill": 62, "semget": 64, "shmdt": 67, "msgget": 68, "fcntl": 72, "flock": 73, "getcwd": 79,
+    "chdir": 80, "fchdir": 81, "umask": 95, "getrlimit": 97, "setuid": 105, "setgid": 106, "setpgid": 109,
+    "setsid": 112, "setgroups": 116, "setresuid": 117, "setresgid": 119, "getpgid": 121, "setfsuid": 122,
+    "setfsgid": 123, "getsid": 124, "capget": 125, "capset": 126, "rt_sigtimedwait": 128, "rt_sigqueueinfo": 129,
+    "sigaltstack": 131, "personality": 135, "mlock": 149, "prctl": 157, "arch_prctl": 158, "chroot": 161,
+    "mount": 165, "umount2": 166, "sethostname": 170, "gettid": 186, "futex": 202, "sched_setaffinity": 203,
+    "sched_getaffinity": 204, "set_tid_address": 218, "restart_syscall": 219, "timer_create": 222,
+    "timer_settime": 223, "timer_gettime": 224, "timer_getoverrun": 225, "timer_delete": 226, "clock_gettime": 228,
+    "clock_nanosleep": 230, "exit_group": 231, "epoll_wait": 232, "epoll_ctl": 233, "waitid": 247,
+    "ioprio_set": 251, "ioprio_get": 252, "inotify_add_watch": 254, "openat": 257, "unshare": 272,
+    "set_robust_list": 273, "get_robust_list": 274, "tee": 276, "epoll_pwait": 281, "timerfd_create": 283,
+    "timerfd_settime": 286, "signalfd4": 289, "eventfd2": 290, "epoll_create1": 291, "dup3": 292, "pipe2": 293,
+    "rt_tgsigqueueinfo": 297, "prlimit64": 302, "setns": 308, "process_vm_readv": 310, "process_vm_writev": 311,
+    "kcmp": 312, "sched_setattr": 314, "sched_getattr": 315, "seccomp": 317, "memfd_create": 319,
+    "userfaultfd": 323, "mlock2": 325, "rseq": 334, "pidfd_send_signal": 424, "pidfd_open": 434, "clone3": 435,
+    "close_range": 436, "pidfd_getfd": 438, "epoll_pwait2": 441,
 }
 """System call numbers of x86-64 (arch/x86/entry/syscalls/syscall_64.tbl)."""
 
@@ -77,7 +81,7 @@ def prctl(option: int, *args: int) -> int:
     return syscall("prctl", option, *args, *[0] * (4 - len(args)))
 
 
-def function(name: str, result: type | None, *arguments: type) -> ctypes._CFuncPtr:
+def function(name: str, result: type | None, *arguments: type) -> Any:
     """A libc function with its types set, for calls that are made often."""
     pointer = ctypes.CDLL(None, use_errno=True)[name]
     pointer.restype = result

@@ -60,7 +60,8 @@ def set_clock_offsets(monotonic: float, boottime: float) -> None:
     Raises:
         OSError: ERANGE where a clock would become negative.
     """
-    now = {"monotonic": time.clock_gettime_ns(time.CLOCK_MONOTONIC), "boottime": time.clock_gettime_ns(time.CLOCK_BOOTTIME)}
+    now = {"monotonic": time.clock_gettime_ns(time.CLOCK_MONOTONIC),
+           "boottime": time.clock_gettime_ns(time.CLOCK_BOOTTIME)}
     wanted = {"monotonic": round(monotonic * 1e9), "boottime": round(boottime * 1e9)}
     lines = []
     for name, already in clock_offsets().items():

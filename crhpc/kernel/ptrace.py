@@ -10,14 +10,16 @@ from __future__ import annotations
 import ctypes
 import struct
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ptrace import PtraceError
 from ptrace.binding import func as _binding
 
-Registers = _binding.ptrace_registers_t
-"""The 27 registers of x86-64, ``struct user_regs_struct`` of <sys/user.h>."""
-
-REGISTERS_SIZE = ctypes.sizeof(Registers)
+if TYPE_CHECKING:
+    Registers: TypeAlias = Any
+else:
+    Registers = _binding.ptrace_registers_t
+    """The 27 registers of x86-64, ``struct user_regs_struct`` of <sys/user.h>."""
 
 _CONT, _DETACH, _SYSCALL, _GETREGS, _SETREGS = 7, 17, 24, 12, 13
 _SETOPTIONS, _GETEVENTMSG, _GETSIGINFO, _SETSIGINFO = 0x4200, 0x4201, 0x4202, 0x4203
@@ -89,7 +91,7 @@ def detach(tid: int, signal: int = 0) -> None:
 
 def get_registers(tid: int) -> Registers:
     """The general registers of a stopped thread."""
-    registers = Registers()
+    registers = _binding.ptrace_registers_t()
     _request(_GETREGS, tid, 0, ctypes.addressof(registers))
     return registers
 

@@ -331,7 +331,7 @@ class Batch:
             self.flush()
         return index
 
-    def bytes(self, content: bytes) -> int:
+    def put(self, content: bytes) -> int:
         """Room that holds ``content`` until the calls are made; its address, a multiple of 16.
 
         Room is made free when a call is added, by making the calls so far: take the addresses of a call's
@@ -348,13 +348,13 @@ class Batch:
         """Room for a path or a name, with its final zero; one that was there before is found again."""
         raw = os.fsencode(text) + b"\0"
         if raw not in self._strings:
-            address = self.bytes(raw)
+            address = self.put(raw)
             self._strings[raw] = address
         return self._strings[raw]
 
     def room(self, size: int) -> int:
         """Room for what a call writes; read it with ``read`` after ``flush`` and before the next call."""
-        return self.bytes(bytes(size))
+        return self.put(bytes(size))
 
     def read(self, address: int, size: int) -> bytes:
         return self.area.tracee.read(address, size)

@@ -9,6 +9,7 @@ import ctypes
 import os
 import struct
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -56,13 +57,13 @@ def write_from(pid: int, local: int, pieces: Sequence[tuple[int, int]]) -> None:
     _transfer(_writev, "process_vm_writev", pid, local, pieces)
 
 
-def _transfer(call: ctypes._CFuncPtr, name: str, pid: int, local: int, pieces: Sequence[tuple[int, int]]) -> None:
+def _transfer(call: Any, name: str, pid: int, local: int, pieces: Sequence[tuple[int, int]]) -> None:
     for start in range(0, len(pieces), IOV_MAX):
         batch = pieces[start:start + IOV_MAX]
         local = _transfer_batch(call, name, pid, local, [list(piece) for piece in batch])
 
 
-def _transfer_batch(call: ctypes._CFuncPtr, name: str, pid: int, local: int, batch: list[list[int]]) -> int:
+def _transfer_batch(call: Any, name: str, pid: int, local: int, batch: list[list[int]]) -> int:
     """One call, or more where the kernel stops early (it moves at most 2 GiB); the local address behind."""
     while batch:
         total = sum(size for _, size in batch)
@@ -122,14 +123,14 @@ def populated(pagemap: int, start: int, end: int, *, private_file: bool) -> list
         pagemap: an open descriptor of ``/proc/PID/pagemap``.
     """
     try:
-        return _scan(pagemap, start, end, private_file)
+        return scan(pagemap, start, end, private_file=private_file)
     except OSError as error:
         if error.errno not in (22, 25):   # EINVAL, ENOTTY: before Linux 6.7
             raise
     return _populated_by_reading(pagemap, start, end, private_file)
 
 
-def _scan(pagemap: int, start: int, end: int, private_file: bool) -> list[tuple[int, int]]:
+def scan(pagemap: int, start: int, end: int, *, private_file: bool) -> list[tuple[int, int]]:
     """ioctl PAGEMAP_SCAN: walks page tables, so that large empty reservations cost nothing."""
     regions = (ctypes.c_uint64 * (3 * _REGIONS))()
     wanted = _PAGE_IS_PRESENT | _PAGE_IS_SWAPPED

@@ -18,7 +18,6 @@ from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 
-
 class Cut(enum.Enum):
     """The moments of a dump. Every thread of the pod stands still from the first to the last."""
 

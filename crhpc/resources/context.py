@@ -39,22 +39,13 @@ class Task:
     """Stopped by a signal before we came, as job control does."""
     trap_action: bytes = bytes(32)
     """SIGTRAP's action, read before any batch was run."""
-    _area: Area | None = None
+    mapped_area: Area | None = None
 
     @property
     def area(self) -> Area:
         """The scratch area for batches of remote calls."""
-        assert self._area is not None, "no scratch area is mapped now"
-        return self._area
-
-    @property
-    def mapped_area(self) -> Area | None:
-        """The scratch area, if there is one now."""
-        return self._area
-
-    @area.setter
-    def area(self, area: Area | None) -> None:
-        self._area = area
+        assert self.mapped_area is not None, "no scratch area is mapped now"
+        return self.mapped_area
 
     def area_of(self, tid: int) -> Area:
         """The scratch area, for calls that one thread of the task makes."""

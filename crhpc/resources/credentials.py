@@ -59,10 +59,11 @@ class CredentialsKind(Kind):
             securebits = task.call("prctl", _PR_GET_SECUREBITS)
             for tid, tracee in task.threads.items():
                 status = proc.status(task.host, tracee.tid)
+                inheritable, permitted, effective, bounding, ambient = (
+                    U64(status.number(name, 16)) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"))
                 ctx.add(Credentials(
-                    task.pid, tid, status.numbers("Uid"), status.numbers("Gid"), status.numbers("Groups"),
-                    *(U64(status.number(name, 16)) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")),
-                    securebits=securebits, no_new_privs=bool(status.number("NoNewPrivs"))))
+                    task.pid, tid, status.numbers("Uid"), status.numbers("Gid"), status.numbers("Groups"), inheritable,
+                    permitted, effective, bounding, ambient, securebits, bool(status.number("NoNewPrivs"))))
 
     @at(Phase.CHECK)
     def check(self, ctx: Restore) -> None:
@@ -84,7 +85,7 @@ def _restore(task: Task, row: Credentials, now: proc.Status) -> None:
     with task.area_of(row.tid).batch() as batch:
         if os.getuid() == 0:
             if row.groups != now.numbers("Groups"):
-                batch.call("setgroups", len(row.groups), batch.bytes(struct.pack(f"{len(row.groups)}I", *row.groups) or bytes(8)))
+                batch.call("setgroups", len(row.groups), batch.put(struct.pack(f"{len(row.groups)}I", *row.groups) or bytes(8)))
             dropped = now.number("CapBnd", 16) & ~row.bounding
             for number in range(_LAST_CAPABILITY + 1):
                 if dropped >> number & 1:
@@ -96,7 +97,7 @@ def _restore(task: Task, row: Credentials, now: proc.Status) -> None:
                 batch.call("prctl", _PR_SET_KEEPCAPS, 0)
         if row.securebits:
             batch.call("prctl", _PR_SET_SECUREBITS, row.securebits)
-        batch.call("capset", batch.bytes(struct.pack("Ii", _CAPABILITY_VERSION_3, 0)), batch.bytes(_capability_data(row)))
+        batch.call("capset", batch.put(struct.pack("Ii", _CAPABILITY_VERSION_3, 0)), batch.put(_capability_data(row)))
         for number in range(_LAST_CAPABILITY + 1):
             if row.ambient >> number & 1:
                 batch.call("prctl", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, number, 0, 0)

@@ -283,7 +283,7 @@ def vacate(ctx: Restore, task: Task, vmas: list[Vma]) -> None:
     taken = [(m.start, m.end) for m in own if m.end <= TASK_SIZE] + [(row.start, row.end) for row in vmas]
     start = _hole(taken, _AREA_SIZE + _KERNEL_PAGES_ROOM)
     task.call("mmap", start, _AREA_SIZE, 7, _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_FIXED_NOREPLACE, -1, 0)
-    task.area = area = Area(task.leader, start, _AREA_SIZE)
+    task.mapped_area = area = Area(task.leader, start, _AREA_SIZE)
     task.leader.prepare(area.instruction)
     with area.batch() as batch:
         for low, high in ((0, ctx.control_number - 1), (ctx.control_number + 1, 0xFFFFFFFF)):
@@ -375,11 +375,11 @@ def _set_mm(task: Task, row: AddressSpace) -> None:
             batch.call("open", batch.string(row.exe), os.O_RDONLY, 0)
         exe_fd = batch.results[0]
     with task.area.batch() as batch:
-        auxv = batch.bytes(row.auxv)
+        auxv = batch.put(row.auxv)
         fields = struct.pack("12QIi", row.start_code, row.end_code, row.start_data, row.end_data, row.start_brk, row.brk,
                              row.start_stack, row.arg_start, row.arg_end, row.env_start, row.env_end, auxv,
                              len(row.auxv), exe_fd)
-        batch.call("prctl", _PR_SET_MM, _PR_SET_MM_MAP, batch.bytes(fields), len(fields), 0)
+        batch.call("prctl", _PR_SET_MM, _PR_SET_MM_MAP, batch.put(fields), len(fields), 0)
         if exe_fd >= 0:
             batch.call("close", exe_fd)
 

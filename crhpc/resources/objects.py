@@ -66,8 +66,8 @@ class ObjectsKind(Kind):
     @at(Phase.CHECK)
     def check(self, ctx: Restore) -> None:
         for row in ctx.rows(SharedFile):
-            if row.place == PLAIN and not os.path.isfile(ctx.pod.outside(row.path)):
-                raise FileGone(image=ctx.image, path=row.path, why="is gone", pid=0, program="a mapping of it")
+            if row.place == PLAIN:
+                _check_plain(ctx, row)
 
     @at(Phase.OBJECTS)
     def restore(self, ctx: Restore) -> None:
@@ -174,6 +174,17 @@ def _dump_mapped(ctx: Dump, shared: SharedObject, place: str) -> SharedFile:
 
 
 # -- restore --------------------------------------------------------------------------------------------
+def _check_plain(ctx: Restore, row: SharedFile) -> None:
+    """A mapped file that is not in the image must be what it was; one that is must be there."""
+    try:
+        stat = os.stat(ctx.pod.outside(row.path))
+    except OSError as error:
+        raise FileGone(image=ctx.image, path=row.path, why=f"cannot be read ({error.strerror})", pid=0,
+                       program="a shared mapping") from None
+    if row.pages < 0 and (stat.st_size, stat.st_mtime_ns) != (row.size, row.mtime):
+        raise FileGone(image=ctx.image, path=row.path, why="has changed", pid=0, program="a shared mapping")
+
+
 def _create(ctx: Restore, row: SharedFile) -> int:
     if row.place in (MEMFD, ANONYMOUS):
         name = row.path.removeprefix("/memfd:") if row.place == MEMFD else "dev-zero"
@@ -181,7 +192,8 @@ def _create(ctx: Restore, row: SharedFile) -> int:
     elif row.place == UNLINKED:
         fd = _create_unlinked(ctx, row)
     else:
-        fd = os.open(ctx.pod.outside(row.path), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        access = os.O_RDWR if row.pages >= 0 else os.O_RDONLY
+        fd = os.open(ctx.pod.outside(row.path), access | os.O_CLOEXEC | os.O_NOFOLLOW)
     if row.pages >= 0 and row.place != PLAIN:
         os.ftruncate(fd, row.size)
     return fd

@@ -107,4 +107,4 @@ class SignalsKind(Kind):
 
 def _raw(batch: Batch, row: SignalAction | None) -> int:
     words = (row.handler, row.flags, row.restorer, row.mask) if row else (0, 0, 0, 0)
-    return batch.bytes(struct.pack("4Q", *words))
+    return batch.put(struct.pack("4Q", *words))

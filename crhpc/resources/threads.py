@@ -86,10 +86,10 @@ class ThreadsKind(Kind):
         for row in ctx.rows(Thread):
             task = ctx.tasks[row.pid]
             with task.area_of(row.tid).batch() as batch:
-                batch.call("sigaltstack", batch.bytes(_without_on_stack(row.altstack)), 0)
+                batch.call("sigaltstack", batch.put(_without_on_stack(row.altstack)), 0)
                 batch.call("set_tid_address", row.clear_tid)
                 batch.call("set_robust_list", row.robust_list, row.robust_size or 24)
-                batch.call("prctl", PR_SET_NAME, batch.bytes(row.name + b"\0"))
+                batch.call("prctl", PR_SET_NAME, batch.put(row.name + b"\0"))
                 if row.rseq_address:
                     batch.call("rseq", row.rseq_address, row.rseq_size, 0, row.rseq_signature)
 

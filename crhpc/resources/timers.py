@@ -79,12 +79,12 @@ class TimersKind(Kind):
             left = row.value or 1
             content = struct.pack("4q", *divmod(row.interval, _US), *divmod(left, _US))
             with ctx.tasks[row.pid].area.batch() as batch:
-                batch.call("setitimer", row.which, batch.bytes(content), 0)
+                batch.call("setitimer", row.which, batch.put(content), 0)
         for timer in ctx.rows(PosixTimer):
             left = timer.left or (1 if timer.interval else 0)
             content = struct.pack("4q", *divmod(timer.interval, _NS), *divmod(left, _NS))
             with ctx.tasks[timer.pid].area.batch() as batch:
-                batch.call("timer_settime", timer.id, 0, batch.bytes(content), 0)
+                batch.call("timer_settime", timer.id, 0, batch.put(content), 0)
 
 
 def _posix(ctx: Dump, task: Task, timer: proc.PosixTimer) -> PosixTimer:
