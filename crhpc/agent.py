@@ -99,8 +99,9 @@ class Agent:
         if self.transport.expecting:
             times.append(_PROBE_BUSY if self.transport.size == 1 else _PROBE_IDLE)
         if self.coordinator is not None:
-            if self.coordinator.due is not None and self.coordinator.current is None:
-                times.append(max(self.coordinator.due - time.monotonic(), 0.0))
+            if self.coordinator.current is None:
+                moments = (self.coordinator.due, self.coordinator.survey_due)
+                times += [max(moment - time.monotonic(), 0.0) for moment in moments if moment is not None]
             if self.coordinator.current is not None:
                 times.append(_PROGRESS_SECONDS)
         return min(times, default=None)

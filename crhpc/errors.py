@@ -23,6 +23,10 @@ EXIT_CANT_WRITE = 73
 EXIT_TEMPORARY = 74
 
 
+PASSING = "try again a moment later"
+"""The cure of what will be over soon; such a checkpoint is tried again by itself."""
+
+
 class CrhpcError(Exception):
     """{what}"""
 
@@ -32,6 +36,11 @@ class CrhpcError(Exception):
         self.fields = fields
         super().__init__(" ".join((type(self).__doc__ or "").split()).format(**fields))
 
+    @property
+    def passing(self) -> bool:
+        """Whether the cause will be over soon by itself."""
+        return self.fields.get("cure") == PASSING
+
 
 class Reported(CrhpcError):
     """{what}"""
@@ -40,6 +49,10 @@ class Reported(CrhpcError):
         """An error that was worded elsewhere, by an agent of another node."""
         super().__init__(what=what)
         self.code = code   # type: ignore[misc]
+
+    @property
+    def passing(self) -> bool:
+        return str(self).endswith(PASSING)
 
 
 class Usage(CrhpcError):

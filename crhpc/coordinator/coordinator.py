@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from crhpc.coordinator.endpoints import Connection, match
+from crhpc.coordinator.endpoints import Connection, External, match
 from crhpc.coordinator.protocol import Message, Op, Transport
 from crhpc.errors import EXIT_INTERNAL, CheckpointFailed, CrhpcError, DiskFull, Reported, Unsupported
 from crhpc.log import logger
@@ -19,6 +19,9 @@ from crhpc.log import logger
 log = logger(__name__)
 
 _PROBE_SECONDS = 0.0005
+_SETTLE_SECONDS = 3.0
+"""From the start of a job to when it is looked at for what could not be saved: MPI is up by then."""
+_SOON = 2.0
 _NO_SPACE = (28, 122)   # ENOSPC, EDQUOT
 
 
@@ -81,6 +84,8 @@ class Coordinator:
         self.directory = ""
         self.every: float | None = None
         self.due: float | None = None
+        self.survey_due: float | None = None
+        self._failures = 0
         self.current: Checkpoint | None = None
         self.last: Message | None = None
         self._waiting: list[tuple[int, bool]] = []
@@ -156,6 +161,7 @@ class Coordinator:
 
     def _started(self, replies: dict[int, Message], began: float, image: str | None) -> Message:
         self.due = time.monotonic() + self.every if self.every else None
+        self.survey_due = time.monotonic() + _SETTLE_SECONDS if image is None else None
         first = replies[0]
         return {"op": "started", "pid": first["pid"], "host_pid": first["host_pid"], "image": image,
                 "tasks": sum(reply["tasks"] for reply in replies.values()), "seconds": time.monotonic() - began}
@@ -167,6 +173,9 @@ class Coordinator:
 
     def tick(self) -> None:
         """Begin what is due, go on with what is under way. Called whenever the loop turns."""
+        if self.survey_due is not None and self.current is None and time.monotonic() >= self.survey_due:
+            self.survey_due = None
+            self._survey()
         if self.current is not None:
             self._go_on(self.current)
         if self.current is None and self._waiting:
@@ -174,6 +183,14 @@ class Coordinator:
             self._begin([number for number, _ in waiting], stop=any(stop for _, stop in waiting))
         elif self.current is None and self.due is not None and time.monotonic() >= self.due:
             self._begin([], stop=False)
+
+    def _survey(self) -> None:
+        """Warn now, not at the first checkpoint hours later, of what could not be saved."""
+        replies = self.order(Op.SURVEY)
+        _, outside = match({rank: reply["ends"] for rank, reply in replies.items()})
+        refusals = [line for reply in replies.values() for line in reply["refusals"]]
+        for line in [*refusals, *(str(_leaves_job(end)) for end in outside)]:
+            self.report({"op": "warning", "text": f"checkpoints will fail: {line}"})
 
     def _begin(self, ids: list[int], *, stop: bool) -> None:
         if self.every:
@@ -199,10 +216,7 @@ class Coordinator:
         checkpoint.pods = {str(rank): reply["pod"] for rank, reply in replies.items()}
         checkpoint.connections, outside = match({rank: reply["ends"] for rank, reply in replies.items()})
         if outside:
-            end = outside[0]
-            ends = f"from {_address(end.local)} to {_address(end.remote)}"
-            raise Unsupported(what=f"a TCP connection {ends} outside the job", pid=end.pid, program=end.program,
-                              cure="close it during the run, or keep both of its ends in the job")
+            raise _leaves_job(outside[0])
         if not checkpoint.stop:
             checkpoint.frozen = max(reply["frozen"] for reply in self.order(Op.THAW).values())
         checkpoint.sequence = self._send(Op.WRITE, list(range(self.transport.size)), {})
@@ -239,6 +253,7 @@ class Coordinator:
             self._give_up(checkpoint, problem)
             return
         self.current = None
+        self._failures = 0
         if checkpoint.stop:
             self.order(Op.END)
         summaries = [reply["summary"] for reply in checkpoint.summaries.values()]
@@ -256,6 +271,9 @@ class Coordinator:
         self._replies.pop(checkpoint.sequence, None)
         self.order(Op.ABORT)
         self.store.discard(checkpoint.temporary)
+        self._failures += 1
+        if self.every and error.passing:
+            self.due = time.monotonic() + min(self.every, _SOON * self._failures)
         self._failed(checkpoint.ids, error)
 
     def _failed(self, ids: list[int], error: CrhpcError) -> None:
@@ -293,6 +311,12 @@ class Coordinator:
         if checkpoint is not None and checkpoint.committing is None:
             self.store.discard(checkpoint.temporary)
         self._committer.shutdown(wait=True)
+
+
+def _leaves_job(end: External) -> Unsupported:
+    what = f"a TCP connection from {_address(end.local)} to {_address(end.remote)} outside the job"
+    return Unsupported(what=what, pid=end.pid, program=end.program,
+                       cure="close it during the run, or keep both of its ends in the job")
 
 
 def _address(address: tuple[str, int]) -> str:

@@ -80,6 +80,7 @@ class Member:
             Op.RELEASE: lambda: {**node.release(pod["last_pid"])},
             Op.SIGNAL: lambda: node.signal(order["signal"], group=order["group"]),
             Op.TASKS: lambda: {"tasks": node.tasks()},
+            Op.SURVEY: lambda: dict(zip(("refusals", "ends"), node.survey(), strict=True)),
             Op.END: node.end,
         }
         return actions[op]() or {}

@@ -18,7 +18,7 @@ below is a barrier.
     a restart       BUILD ───▶ pods, tasks, memory, files; all stopped
                     CONNECT ─▶ sockets, and the rest of every task
                     RELEASE ─▶ the job goes on
-    at any time     SIGNAL, TASKS
+    at any time     SIGNAL, TASKS, SURVEY (what could not be saved, looked at while the job runs)
     the end         END ─────▶ every process of every pod ends
 
 An order is {"op", "seq", ...}; its reply {"re": seq, ...} or {"re": seq, "error": one line, "code": exit code}.
@@ -47,6 +47,7 @@ class Op(enum.StrEnum):
     RELEASE = "release"
     SIGNAL = "signal"
     TASKS = "tasks"
+    SURVEY = "survey"
     END = "end"
 
 
@@ -67,6 +68,7 @@ class NodeDoor(Protocol):
     def release(self, last_pid: int) -> dict[str, int]: ...
     def signal(self, number: int, *, group: bool) -> None: ...
     def tasks(self) -> list[dict[str, Any]]: ...
+    def survey(self) -> tuple[list[str], list[dict[str, Any]]]: ...
     def end(self) -> None: ...
 
 

@@ -1,14 +1,20 @@
 """The cut: everything of a frozen pod into the shard's tables and page log."""
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from crhpc.engine.freeze import Borrowed, Frozen
 from crhpc.engine.pod import PodProcess
+from crhpc.errors import Unsupported
 from crhpc.image.writer import ShardWriter
+from crhpc.kernel import proc
+from crhpc.kernel.tracee import Tracee
 from crhpc.log import Steps, logger
 from crhpc.resources import Cut, Kind, run_steps
-from crhpc.resources.context import Dump, Pod, table_name
+from crhpc.resources.context import Dump, Pod, Task, table_name
+from crhpc.resources.files.inet import endpoints
 
 log = logger(__name__)
 
@@ -40,6 +46,34 @@ def cut(frozen: Frozen, pod: PodProcess, context: Pod, writer: ShardWriter, kind
         finally:
             borrowed.give_back()
     return ctx
+
+
+def survey(pod: PodProcess, context: Pod, kinds: list[Kind]) -> tuple[list[str], list[dict[str, Any]]]:
+    """What the kinds would refuse of a pod that runs, and the ends of its connections.
+
+    One line for each kind that would refuse; nothing that passes soon.
+    """
+    ctx = Dump(None, context, pod, [*_running(pod.pid)], [], {})   # type: ignore[arg-type]
+    found: list[str] = []
+    with ctx.closing:
+        for kind in kinds:
+            try:
+                run_steps([kind], Cut.INSPECT, ctx)
+            except Unsupported as error:
+                if not error.passing:
+                    found.append(str(error))
+            except OSError:   # something has ended or been closed meanwhile
+                log.debug("survey of %s", kind.name, exc_info=True)
+        return found, endpoints(ctx)
+
+
+def _running(init: int) -> Iterator[Task]:
+    for host in proc.descendants(init):
+        with contextlib.suppress(OSError):
+            status, mappings = proc.status(host), proc.smaps(host)
+            if mappings:
+                number = status.inner("NSpid")
+                yield Task(number, host, Tracee(host, host), mappings=mappings)
 
 
 def write_tables(ctx: Dump, kinds: list[Kind]) -> None:

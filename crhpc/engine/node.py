@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from crhpc.engine import freeze as freezing
-from crhpc.engine.dump import cut, write_tables, write_tree
+from crhpc.engine.dump import cut, survey, write_tables, write_tree
 from crhpc.engine.pod import PodProcess
 from crhpc.engine.restore import Rebuilding
 from crhpc.errors import CheckpointFailed, CrhpcError, DiskFull, RestartFailed
@@ -217,6 +217,10 @@ class Node:
                 found.append({"pid": status.inner("NSpid"), "host_pid": host, "program": proc.program(host),
                               "threads": status.number("Threads")})
         return found
+
+    def survey(self) -> tuple[list[str], list[dict[str, Any]]]:
+        """What a checkpoint would refuse now, one line each, and the ends of connections; the pod runs on."""
+        return survey(self.pod, self.context, self.kinds) if self.pod and self.context else ([], [])
 
     def end(self) -> None:
         """End every process of the pod; one that is frozen does not run again."""

@@ -202,12 +202,15 @@ def _drain_full(ends: dict[int, socket.socket], full: list[socket.socket]) -> di
 
 
 def endpoints(ctx: Dump) -> list[dict[str, Any]]:
-    """The ends of TCP connections and what listens, as plain rows for whoever matches them over all pods."""
-    return [{"file": row.id, "state": row.state, "local": [_plain(row.local), row.local_port],
-             "remote": [_plain(row.remote), row.remote_port], "pid": ctx.open_files[row.id].task.pid,
-             "program": ctx.open_files[row.id].task.program}
-            for row in ctx.rows.get(InetSocket, [])
-            if row.type == socket.SOCK_STREAM and row.state != sockdiag.TCP_CLOSE]
+    """The ends of TCP connections and what listens, as plain rows for whoever matches them over all pods.
+
+    Read by inet_diag, so that it can be asked of a pod that runs, too.
+    """
+    files = {file.stat.st_ino: file for file in ctx.open_files.values() if modes.S_ISSOCK(file.stat.st_mode)}
+    return [{"file": files[row.inode].id, "state": row.state, "local": [_plain(row.local[0]), row.local[1]],
+             "remote": [_plain(row.remote[0]), row.remote[1]], "pid": files[row.inode].task.pid,
+             "program": files[row.inode].task.program}
+            for row in sockdiag.inet_sockets() if row.inode in files and row.state != sockdiag.TCP_CLOSE]
 
 
 # -- restore --------------------------------------------------------------------------------------------
