@@ -24,6 +24,7 @@ from crhpc.image.format import MANIFEST, read_manifest, remove_stale_temporaries
 from crhpc.jobdir import DEFAULT, JobDirectory, JobState, Status, unwritable
 from crhpc.progress import Report, checkpoint_line, duration, plain, plural, size
 from crhpc.supervisor import Options, Supervisor, Task
+from crhpc.verify import verify_apart
 
 EVERY = "10m"
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
             return _supervise(directory, _starting(command, found), args, report)
         report.hold()
         try:
-            image = resume.newest_usable(images, _verify, report.say, directory.path)
+            image = resume.newest_usable(images, verify_apart, report.say, directory.path)
             return _supervise(directory, _restarting(image, found, state), args, report)
         finally:
             report.release()
@@ -66,11 +67,11 @@ def restart(args: argparse.Namespace) -> int:
         report.hold()
         try:
             if is_image:
-                _verify(path)
+                verify_apart(path)
                 image = resume.look_at(path)
             else:
                 images = resume.to_restart(state, found)
-                image = resume.newest_usable(images, _verify, report.say, directory.path)
+                image = resume.newest_usable(images, verify_apart, report.say, directory.path)
             return _supervise(directory, _restarting(image, found, state), args, report)
         finally:
             report.release()
@@ -88,16 +89,6 @@ def _clear(directory: JobDirectory) -> None:
         remove_stale_temporaries(directory.path)
     except OSError as error:
         raise unwritable(directory.path, error) from error
-
-
-def _verify(image: Path) -> None:
-    """Before anything is started: every byte that a restart will read, against its hash."""
-    from crhpc.image.check import verify
-
-    try:
-        verify(image)
-    except OSError as error:
-        raise errors.NoImage(path=image, why=error.strerror or error) from error
 
 
 def _starting(command: resume.Command, found: Sequence[resume.Found]) -> Task:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from crhpc.launch import agent_command
+from crhpc.launch import agent_command, agent_environment
 from crhpc.progress import size
 
 _MPI_SECONDS = 60
@@ -141,10 +141,9 @@ def mpi(environment: Mapping[str, str]) -> list[Finding]:
 
 def _run(command: Sequence[str], environment: Mapping[str, str]) -> tuple[bool, str]:
     """Run a program; whether it succeeded, and what it said."""
-    environment = {**environment, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     try:
-        done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, timeout=_MPI_SECONDS, check=False)
+        done = subprocess.run(command, env=agent_environment(environment, "", ""), stdin=subprocess.DEVNULL,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=_MPI_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return False, str(error)
     text = done.stdout.decode("utf-8", "replace")

@@ -51,6 +51,8 @@ def agent_environment(environment: Mapping[str, str], supervisor: str, secret: s
     return with_this_package(kept) | {
         "CRHPC_SUPERVISOR": supervisor,
         "CRHPC_SECRET": secret,
+        # One agent, on this machine: within a Slurm allocation MPICH's mpiexec would look for srun.
+        "HYDRA_LAUNCHER": "fork",
         # Open MPI's mpiexec refuses root without both; they concern our agents only, never the job.
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -14,7 +13,7 @@ from typing import Any
 
 from crhpc.channel import Channel, ChannelClosed, Message
 from crhpc.errors import CommandNotFound, NotAllowed
-from crhpc.kernel import pidfd, proc
+from crhpc.kernel import directories, pidfd, proc
 from crhpc.kernel.libc import prctl
 from crhpc.kernel.namespaces import PR_SET_CHILD_SUBREAPER, clock_offsets
 from crhpc.resources.context import Pod
@@ -152,7 +151,7 @@ class PodProcess:
                 os.kill(self.pid, signal.SIGKILL)
             _reap(self.pid)
             self.pid = 0
-        shutil.rmtree(self.temporary, ignore_errors=True)
+        directories.remove(self.temporary)
 
 
 def _reap(init: int) -> None:

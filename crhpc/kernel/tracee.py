@@ -201,13 +201,22 @@ class Tracee:
         """Run the table runner at ``code`` over ``count`` entries; it ends at the first error.
 
         Raises:
-            TaskGone: the thread died, or stopped anywhere else than at the runner's end.
+            TaskGone: the thread died.
+            OSError: EFAULT where it stopped anywhere else than at the runner's end.
+        """
+        self.run_code(code, code + len(RUNNER), table, count)
+
+    def run_code(self, code: int, end: int, rbx: int, rbp: int = 0) -> None:
+        """Run machine code that makes no call of its own and ends in an ``int3`` just before ``end``.
+
+        Raises:
+            TaskGone: the thread died.
+            OSError: EFAULT where it stopped anywhere else.
         """
         assert self._base is not None, "prepare() first"
         registers = ptrace.Registers.from_buffer_copy(self._base)
-        registers.rip, registers.rbx, registers.rbp = code, table, count
+        registers.rip, registers.rbx, registers.rbp = code, rbx, rbp
         ptrace.set_registers(self.tid, registers)
-        end = code + len(RUNNER)
         while True:
             ptrace.cont(self.tid)
             status = wait(self.tid)

@@ -94,6 +94,14 @@ class Pod:
         """A path of the pod as the agent can open it."""
         return self.root + path
 
+    def transient(self, path: str) -> bool:
+        """Whether a file lies where files are made for a run and removed after it (hier(7)), shared with others.
+
+        A program that uses ``/tmp`` whatever ``$TMPDIR`` says removes its files at its end; a second restart of
+        the same image must find them all the same.
+        """
+        return path.startswith(("/tmp/", "/var/tmp/")) and not self.private(path)
+
     def private(self, path: str) -> bool:
         """Whether a path lies in a directory that only the pod has."""
         return any(path == place or path.startswith(place + "/") for place in (self.shm, self.temporary))
@@ -139,11 +147,14 @@ class Dump:
         return next((task for task in self.tasks if task.pid == pid), None)
 
     def object(self, device: int, inode: int, path: str, *, deleted: bool) -> SharedObject:
-        """The shared object of an inode; the same one for everybody who asks."""
+        """The shared object of an inode; the same one for everybody who asks. A name that is left wins."""
         key = (device, inode)
         if key not in self.objects:
             self.objects[key] = SharedObject(self.new_id(), device, inode, path, deleted)
-        return self.objects[key]
+        shared = self.objects[key]
+        if shared.deleted and not deleted:
+            shared.path, shared.deleted = path, False
+        return shared
 
     def take(self, task: Task, fd: int) -> int:
         """A copy of a task's descriptor, closed by itself before the thaw."""

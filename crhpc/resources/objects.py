@@ -4,7 +4,8 @@ These go into the image with their contents: memfds, shared anonymous memory, fi
 files in the pod's private /dev/shm and in its directory for temporary files, and other files that the job
 maps shared and writable. Contents are read through a descriptor where one can be had (holes are skipped),
 else through a task that maps the object. Rebuilt by the agent in the pod's own mounts before any task
-exists; tasks get descriptors passed.
+exists; tasks get descriptors passed. Seals and modes come when all is mapped and open. A file of the user's
+is written to as late as can be.
 """
 from __future__ import annotations
 
@@ -16,14 +17,17 @@ import stat as modes
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from crhpc.errors import FileGone
+from crhpc.errors import CheckpointFailed, FileGone
+from crhpc.kernel import directories
 from crhpc.kernel.libc import PAGE
 from crhpc.resources import Cut, Kind, Phase, at
 from crhpc.resources.context import Dump, Restore, SharedObject
 from crhpc.resources.residency import resident
 
 _F_GET_SEALS, _F_ADD_SEALS = 1034, 1033
-MEMFD, ANONYMOUS, UNLINKED, PRIVATE, PLAIN = "memfd", "anonymous", "unlinked", "private", "plain"
+_O_TMPFILE = os.O_TMPFILE
+MEMFD, ANONYMOUS, UNLINKED, PRIVATE, TRANSIENT, PLAIN = (
+    "memfd", "anonymous", "unlinked", "private", "transient", "plain")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +35,8 @@ class SharedFile:
     """An inode whose contents are in the image."""
 
     id: int
-    place: str = field(metadata={"doc": "memfd, anonymous, unlinked, private (in the pod's own directories) or plain"})
+    place: str = field(metadata={"doc": "memfd, anonymous, unlinked, private (in the pod's own directories), transient "
+                                             "(in /tmp) or plain"})
     path: str
     mode: int
     uid: int
@@ -48,6 +53,8 @@ def place_of(ctx: Dump, shared: SharedObject) -> str:
         return MEMFD
     if shared.deleted:
         return ANONYMOUS if shared.path == "/dev/zero" else UNLINKED
+    if shared.openers and ctx.pod.transient(shared.path):
+        return TRANSIENT
     return PRIVATE if ctx.pod.private(shared.path) else PLAIN
 
 
@@ -72,15 +79,26 @@ class ObjectsKind(Kind):
     @at(Phase.OBJECTS)
     def restore(self, ctx: Restore) -> None:
         # Unlinked files first: a file of today may have the name that they had.
-        rows = {row.pages: row for row in sorted(ctx.rows(SharedFile), key=lambda row: row.place != UNLINKED)}
-        for row in rows.values():
+        rows = sorted(ctx.rows(SharedFile), key=lambda row: row.place != UNLINKED)
+        for row in rows:
             ctx.hold(row.id, _create(ctx, row))
-        for number, first, data in ctx.shard.walk({pages for pages in rows if pages >= 0}):
-            row = rows[number]
-            offset = first * PAGE
-            os.pwrite(ctx.held[row.id], data[:max(row.size - offset, 0)], offset)
-        for row in rows.values():
-            _finish(ctx.held[row.id], row)
+        _fill(ctx, [row for row in rows if row.place != PLAIN])
+
+    @at(Phase.INSTALL)
+    def finish(self, ctx: Restore) -> None:
+        """When all mappings are made and all is open: modes and seals would stand in the way."""
+        for row in ctx.rows(SharedFile):
+            if row.place != PLAIN:
+                _finish(ctx.held[row.id], row)
+
+    @at(Phase.LAST)
+    def bring_back(self, ctx: Restore) -> None:
+        """As late as can be: a restart that fails must leave the user's files alone."""
+        plain = [row for row in ctx.rows(SharedFile) if row.place == PLAIN and row.pages >= 0]
+        for row in plain:
+            if os.fstat(ctx.held[row.id]).st_size < row.size:
+                os.ftruncate(ctx.held[row.id], row.size)
+        _fill(ctx, plain)
 
 
 # -- dump -----------------------------------------------------------------------------------------------
@@ -103,13 +121,14 @@ def _dump(ctx: Dump, shared: SharedObject) -> SharedFile:
 
 
 def _open(ctx: Dump, shared: SharedObject) -> int:
-    """A descriptor of the object for reading, -1 where there is no way to one."""
+    """A descriptor of the object for reading, -1 where there is no way to one (map_files is for root)."""
     ways = [f"/proc/{task.host}/fd/{number}" for task, number in shared.openers]
     if not shared.deleted:
         ways.append(ctx.pod.outside(shared.path))
+    ways += [f"/proc/{task.host}/map_files/{mapping.start:x}-{mapping.end:x}" for task, mapping in shared.mappers]
     for way in ways:
         try:
-            fd = os.open(way, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            fd = directories.open_closed(way, os.O_RDONLY | os.O_NONBLOCK)
         except OSError:
             continue
         stat = os.fstat(fd)
@@ -153,6 +172,8 @@ def _data_pages(fd: int, size: int) -> Iterator[tuple[int, int]]:
 
 def _dump_mapped(ctx: Dump, shared: SharedObject, place: str) -> SharedFile:
     """Read an object through the tasks that map it: nobody has it open and its name is gone."""
+    if not shared.mappers:
+        raise CheckpointFailed(why=f"{shared.path} cannot be read", cure="give it back to the user who runs the job")
     pages = ctx.writer.object(shared.path)
     size = 0
     done: set[tuple[int, int]] = set()
@@ -191,6 +212,8 @@ def _create(ctx: Restore, row: SharedFile) -> int:
         fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     elif row.place == UNLINKED:
         fd = _create_unlinked(ctx, row)
+    elif row.place == TRANSIENT:
+        fd = _create_transient(ctx, row)
     else:
         access = os.O_RDWR if row.pages >= 0 else os.O_RDONLY
         fd = os.open(ctx.pod.outside(row.path), access | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -199,28 +222,55 @@ def _create(ctx: Restore, row: SharedFile) -> int:
     return fd
 
 
+def _create_transient(ctx: Restore, row: SharedFile) -> int:
+    """A file in /tmp: as it was, whether it is still there or not; never another user's, never through a link."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        os.makedirs(os.path.dirname(ctx.pod.outside(row.path)), 0o700, exist_ok=True)
+        fd = os.open(ctx.pod.outside(row.path), flags, row.mode)
+    except OSError as error:
+        raise FileGone(image=ctx.image, path=row.path, why=f"cannot be made again ({error.strerror})", pid=0,
+                       program="an open file") from None
+    if os.fstat(fd).st_uid != os.getuid():
+        os.close(fd)
+        raise FileGone(image=ctx.image, path=row.path, why="belongs to another user by now", pid=0, program="an open file")
+    os.ftruncate(fd, 0)
+    return fd
+
+
 def _create_unlinked(ctx: Restore, row: SharedFile) -> int:
+    """Where it was, else where the pod can always write. It can be given a name again if it could before."""
     path = ctx.pod.outside(row.path)
-    for name in (path, f"{path}.crhpc-{row.id}"):
-        try:
-            fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, row.mode or 0o600)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise FileGone(image=ctx.image, path=os.path.dirname(row.path), why=f"takes no file ({error.strerror})",
-                           pid=0, program="an unlinked file") from None
-        os.unlink(name)
-        return fd
-    raise FileGone(image=ctx.image, path=row.path, why="is in the way", pid=0, program="an unlinked file")
+    for folder in (os.path.dirname(path), ctx.pod.outside(ctx.pod.temporary)):
+        with contextlib.suppress(OSError):
+            return os.open(folder, _O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        name = os.path.join(folder, f"{os.path.basename(path)[:200]}.crhpc-{row.id}")
+        with contextlib.suppress(OSError):
+            fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            os.unlink(name)
+            return fd
+    raise FileGone(image=ctx.image, path=os.path.dirname(row.path), why="takes no file", pid=0, program="an unlinked file")
+
+
+def _fill(ctx: Restore, rows: list[SharedFile]) -> None:
+    by_pages = {row.pages: row for row in rows if row.pages >= 0}
+    if not by_pages:
+        return
+    for number, first, data in ctx.shard.walk(set(by_pages)):
+        row = by_pages[number]
+        offset = first * PAGE
+        view = memoryview(data)[:max(row.size - offset, 0)]
+        while view:
+            done = os.pwrite(ctx.held[row.id], view, offset)
+            view, offset = view[done:], offset + done
 
 
 def _finish(fd: int, row: SharedFile) -> None:
-    if row.place == PLAIN:
-        return
-    if row.place == UNLINKED:
-        os.fchmod(fd, row.mode)
+    """Of a private file only the time: its name and mode are made by places.py."""
+    if row.place != PRIVATE:
         with contextlib.suppress(PermissionError):
             os.fchown(fd, row.uid, row.gid)
+        os.fchmod(fd, row.mode)
     if row.mtime:
         os.utime(fd, ns=(row.mtime, row.mtime))
     if row.seals:

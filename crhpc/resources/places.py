@@ -1,29 +1,27 @@
 """The pod's private directories: its /dev/shm, and the job's directory for temporary files.
 
 MPI libraries keep state there (segments, session directories, rendezvous files), open or not, so the trees
-are saved whole and rebuilt as they were. Large files of the temporary directory stay where they are on
-disk and are cut back to the length they had. Sockets are made again by whoever binds them.
+are saved whole, whatever modes they have, and rebuilt as they were, the order of each listing too where the
+file system keeps one. Modes come late: until then all is open to the agent. Sockets are made again by
+whoever binds them.
 """
 from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import stat as modes
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from crhpc.errors import FileGone
+from crhpc.kernel import directories
 from crhpc.resources import Cut, Kind, Phase, at
 from crhpc.resources.context import Dump, Restore
-
-LARGE = 64 << 20
-"""Bytes from which on a file of the temporary directory is left on disk."""
 
 
 @dataclass(frozen=True, slots=True)
 class PrivateFile:
-    """An entry of a private directory."""
+    """An entry of a private directory; rows are in the order in which the entries are made again."""
 
     path: str
     type: str = field(metadata={"doc": "d directory, f file, l symbolic link, p fifo"})
@@ -32,48 +30,65 @@ class PrivateFile:
     gid: int
     target: str = field(metadata={"doc": "of a symbolic link"})
     size: int
-    shared_object: int = field(metadata={"ref": "shared_file.id", "doc": "-1: the contents are not in the image"})
+    shared_object: int = field(metadata={"ref": "shared_file.id", "doc": "the contents; -1: no regular file"})
 
 
 class PlacesKind(Kind):
     name = "places"
     records = (PrivateFile,)
     saved = "the trees of the pod's /dev/shm and of the job's $TMPDIR: directories, files, links, fifos"
-    refused = ""
+    refused = "extended attributes and access control lists are not saved"
 
     @at(Cut.COLLECT)
     def dump(self, ctx: Dump) -> None:
         for place in (ctx.pod.shm, ctx.pod.temporary):
-            for path in _walk(ctx.pod.outside(place)):
+            for path in _walk(ctx, ctx.pod.outside(place)):
                 row = _entry(ctx, path.removeprefix(ctx.pod.root))
                 if row is not None:
                     ctx.add(row)
 
     @at(Phase.POD)
     def restore(self, ctx: Restore) -> None:
-        rows = ctx.rows(PrivateFile)
-        stays = {row.path for row in rows if row.type == "f" and row.shared_object < 0}
         for place in (ctx.pod.shm, ctx.pod.temporary):
-            _clear(ctx.pod.outside(place), {ctx.pod.outside(path) for path in stays})
+            directories.clear(ctx.pod.outside(place))
         made: dict[int, str] = {}
-        for row in rows:
+        for row in ctx.rows(PrivateFile):
             _make(ctx, row, made)
 
+    @at(Phase.STATE)
+    def set_modes(self, ctx: Restore) -> None:
+        """What a directory holds before the directory, which may then be closed."""
+        for row in reversed(ctx.rows(PrivateFile)):
+            path = ctx.pod.outside(row.path)
+            with contextlib.suppress(PermissionError):
+                os.chown(path, row.uid, row.gid, follow_symlinks=False)
+            if row.type != "l":
+                os.chmod(path, row.mode)
 
-def _walk(top: str) -> Iterator[str]:
-    """The entries below a directory, each directory before what it holds; links are not followed."""
-    for folder, directories, files in os.walk(top):
-        directories.sort()
-        for name in [*directories, *sorted(files)]:
-            yield os.path.join(folder, name)
+
+def _walk(ctx: Dump, top: str) -> Iterator[str]:
+    """The entries below a directory, each directory before what it holds; links are not followed.
+
+    A listing of tmpfs shows the youngest first, so its end comes first here and is made first.
+    """
+    folders = [top]
+    while folders:
+        folder = folders.pop()
+        mode = modes.S_IMODE(os.stat(folder).st_mode)
+        if mode & 0o500 != 0o500 and os.geteuid() != 0:
+            os.chmod(folder, mode | 0o700)
+            ctx.closing.callback(os.chmod, folder, mode)
+        with os.scandir(folder) as listing:
+            entries = list(listing)
+        for entry in reversed(entries):
+            yield entry.path
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(entry.path)
 
 
 def _entry(ctx: Dump, path: str) -> PrivateFile | None:
     outside = ctx.pod.outside(path)
-    try:
-        stat = os.lstat(outside)
-    except FileNotFoundError:
-        return None
+    stat = os.lstat(outside)
     target, number, kind = "", -1, ""
     if modes.S_ISDIR(stat.st_mode):
         kind = "d"
@@ -82,27 +97,10 @@ def _entry(ctx: Dump, path: str) -> PrivateFile | None:
     elif modes.S_ISFIFO(stat.st_mode):
         kind = "p"
     elif modes.S_ISREG(stat.st_mode):
-        kind = "f"
-        if stat.st_size < LARGE or path.startswith(ctx.pod.shm + "/") or (stat.st_dev, stat.st_ino) in ctx.objects:
-            number = ctx.object(stat.st_dev, stat.st_ino, path, deleted=False).id
+        kind, number = "f", ctx.object(stat.st_dev, stat.st_ino, path, deleted=False).id
     if not kind:
         return None
     return PrivateFile(path, kind, modes.S_IMODE(stat.st_mode), stat.st_uid, stat.st_gid, target, stat.st_size, number)
-
-
-def _clear(top: str, keep: set[str]) -> None:
-    """Empty a directory, but for the files that stay and the directories that they lie in."""
-    for folder, directories, files in os.walk(top, topdown=False):
-        for name in files:
-            path = os.path.join(folder, name)
-            if path not in keep:
-                os.unlink(path)
-        for name in directories:
-            path = os.path.join(folder, name)
-            if os.path.islink(path):
-                os.unlink(path)
-            elif not any(kept.startswith(path + "/") for kept in keep):
-                shutil.rmtree(path, ignore_errors=True)
 
 
 def _make(ctx: Restore, row: PrivateFile, made: dict[int, str]) -> None:
@@ -111,29 +109,12 @@ def _make(ctx: Restore, row: PrivateFile, made: dict[int, str]) -> None:
     path = ctx.pod.outside(row.path)
     if row.type == "l":
         os.symlink(row.target, path)
-        return
-    if row.type == "d":
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(path)
+    elif row.type == "d":
+        os.mkdir(path, 0o700)
     elif row.type == "p":
-        os.mkfifo(path)
-    elif row.shared_object < 0:
-        _cut_back(ctx, row, path)
+        os.mkfifo(path, 0o600)
     elif row.shared_object in made:
         os.link(made[row.shared_object], path)
-        return
     else:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         made[row.shared_object] = path
-    os.chmod(path, row.mode)
-    with contextlib.suppress(PermissionError):
-        os.chown(path, row.uid, row.gid)
-
-
-def _cut_back(ctx: Restore, row: PrivateFile, path: str) -> None:
-    try:
-        if os.path.getsize(path) < row.size:
-            raise FileGone(image=ctx.image, path=row.path, why="is shorter than it was", pid=0, program="the job's $TMPDIR")
-        os.truncate(path, row.size)
-    except FileNotFoundError:
-        raise FileGone(image=ctx.image, path=row.path, why="is gone", pid=0, program="the job's $TMPDIR") from None

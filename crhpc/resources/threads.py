@@ -31,6 +31,16 @@ _THREAD_FLAGS = (clone.CLONE_VM | clone.CLONE_FS | clone.CLONE_FILES | clone.CLO
 
 _EINTR = 4
 
+_XSTATE_HEADER, _TILE_DATA = 512, 1 << 18
+"""Where the XSAVE header lies, whose first word says which features are in use; that of AMX tiles."""
+_USE_TILES = bytes.fromhex(
+    "c4e2784903"   # ldtilecfg [rbx]
+    "c4e27b49c0"   # tilezero tmm0
+    "c4e27849c0"   # tilerelease
+    "cc")          # int3
+_TILE_SHAPE = bytes([1]) + bytes(15) + bytes([64]) + bytes(31) + bytes([16]) + bytes(15)
+"""For ldtilecfg: palette 1, one tile of 16 rows of 64 bytes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Thread:
@@ -92,6 +102,8 @@ class ThreadsKind(Kind):
                 batch.call("prctl", PR_SET_NAME, batch.put(row.name + b"\0"))
                 if row.rseq_address:
                     batch.call("rseq", row.rseq_address, row.rseq_size, 0, row.rseq_signature)
+            if int.from_bytes(row.xstate[_XSTATE_HEADER:_XSTATE_HEADER + 8], "little") & _TILE_DATA:
+                _use_tiles(task, task.threads[row.tid])
 
     @at(Phase.REGISTERS)
     def set_registers(self, ctx: Restore) -> None:
@@ -201,6 +213,13 @@ def _without_on_stack(altstack: bytes) -> bytes:
     """A stack_t to set: SS_ONSTACK is only ever reported; the kernel sees by the stack pointer."""
     pointer, flags, size = struct.unpack("QixxxxQ", altstack)
     return struct.pack("QixxxxQ", pointer, flags & ~1, size)
+
+
+def _use_tiles(task: Task, tracee: Tracee) -> None:
+    """Let a thread touch an AMX tile: only then has the kernel room for its tiles (arch/x86/kernel/fpu, XFD)."""
+    code, shape = task.area.data, task.area.data + len(_USE_TILES)
+    tracee.write(code, _USE_TILES + _TILE_SHAPE)
+    tracee.run_code(code, shape, shape)
 
 
 def _clone_thread(task: Task, tid: int) -> Tracee:

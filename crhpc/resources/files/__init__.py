@@ -148,6 +148,14 @@ class FilesKind(Kind):
                 _set_flags(ctx, file, ctx.open_files[file.id])
 
 
+def holder(ctx: Restore, number: int) -> Task:
+    """A task that has a file open; the first of all for a file that is only on its way in a message."""
+    holders: dict[int, int] | None = ctx.state.get("holders of files")
+    if holders is None:
+        holders = ctx.state["holders of files"] = {row.file: row.pid for row in reversed(ctx.rows(Descriptor))}
+    return ctx.tasks[holders.get(number, min(ctx.tasks))]
+
+
 def open_files(ctx: Dump) -> list[OpenFile]:
     """Every open file description of the tasks, once."""
     groups: dict[tuple[object, ...], list[OpenFile]] = {}

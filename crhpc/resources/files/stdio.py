@@ -2,11 +2,13 @@
 
 They are not part of the job: a restart connects the job to the streams of the new supervisor. Where one is a
 regular file, its length and contents at the checkpoint are kept, so that output written after it does not
-stand there twice and output cut off by the shell's ``>`` comes back (crhpc/stdio.py).
+stand there twice and output cut off by the shell's ``>`` comes back (crhpc/stdio.py). Standard error, where it
+is a file of its own, is only added to.
 """
 from __future__ import annotations
 
 import os
+import stat as modes
 from dataclasses import dataclass, field
 
 from crhpc import stdio
@@ -15,6 +17,9 @@ from crhpc.kernel.libc import PAGE
 from crhpc.resources import Phase, at
 from crhpc.resources.context import Dump, OpenFile, Restore
 from crhpc.resources.files import File, FileKind
+
+
+_STANDARD_ERROR = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +71,21 @@ class StdioKind(FileKind):
     def bring_back(self, ctx: Restore) -> None:
         """As late as can be: a restart that fails must leave the user's files alone."""
         for record in ctx.rows(StandardStream):
-            if record.regular:
+            fd = ctx.open_files[record.id]
+            if record.regular and not _keeps_all(record, fd):
                 tail = ctx.image.parent / f"{ctx.image.name}.tail-{os.path.basename(record.path)}"
-                line = stdio.reconcile(ctx.open_files[record.id], _saved(ctx, record), tail)
+                line = stdio.reconcile(fd, _saved(ctx, record), tail)
                 if line:
                     ctx.warn(line)
+
+
+def _keeps_all(record: StandardStream, fd: int) -> bool:
+    """Standard error is a log, of crhpc's own messages too: it is added to, and only mended where it was cut."""
+    stat = os.fstat(fd)
+    if record.stream != _STANDARD_ERROR or not modes.S_ISREG(stat.st_mode) or stat.st_size < record.length:
+        return False
+    os.lseek(fd, 0, os.SEEK_END)
+    return True
 
 
 def _stream(file: OpenFile, ctx: Dump) -> int:
