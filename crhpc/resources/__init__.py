@@ -19,7 +19,7 @@ from typing import Any, ClassVar, TypeVar
 
 
 class Cut(enum.Enum):
-    """The moments of a dump. Every thread of the pod stands still from the first to the last."""
+    """The moments of a dump. Every thread of the pod stands still in all but the last."""
 
     INSPECT = "inspect"
     """Look from outside and raise Unsupported; nothing has been touched yet."""
@@ -29,6 +29,8 @@ class Cut(enum.Enum):
     """Everything but contents; remote calls are possible. Shared objects get their ids."""
     CONTENT = "content"
     """Pages, and the contents of files and queues."""
+    LATER = "later"
+    """After the thaw, in another thread: what the job can't change any more. No task may be touched."""
 
 
 class Phase(enum.IntEnum):

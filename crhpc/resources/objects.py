@@ -25,7 +25,6 @@ from crhpc.resources.context import Dump, Restore, SharedObject
 from crhpc.resources.residency import resident
 
 _F_GET_SEALS, _F_ADD_SEALS = 1034, 1033
-_O_TMPFILE = os.O_TMPFILE
 MEMFD, ANONYMOUS, UNLINKED, PRIVATE, TRANSIENT, PLAIN = (
     "memfd", "anonymous", "unlinked", "private", "transient", "plain")
 
@@ -226,8 +225,13 @@ def _create_transient(ctx: Restore, row: SharedFile) -> int:
     """A file in /tmp: as it was, whether it is still there or not; never another user's, never through a link."""
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        os.makedirs(os.path.dirname(ctx.pod.outside(row.path)), 0o700, exist_ok=True)
-        fd = os.open(ctx.pod.outside(row.path), flags, row.mode)
+        path = ctx.pod.outside(row.path)
+        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+        try:
+            fd = os.open(path, flags, 0o600)
+        except PermissionError:
+            os.unlink(path)   # its mode is closed; in /tmp only one's own can be removed
+            fd = os.open(path, flags | os.O_EXCL, 0o600)
     except OSError as error:
         raise FileGone(image=ctx.image, path=row.path, why=f"cannot be made again ({error.strerror})", pid=0,
                        program="an open file") from None
@@ -243,7 +247,7 @@ def _create_unlinked(ctx: Restore, row: SharedFile) -> int:
     path = ctx.pod.outside(row.path)
     for folder in (os.path.dirname(path), ctx.pod.outside(ctx.pod.temporary)):
         with contextlib.suppress(OSError):
-            return os.open(folder, _O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
         name = os.path.join(folder, f"{os.path.basename(path)[:200]}.crhpc-{row.id}")
         with contextlib.suppress(OSError):
             fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

@@ -66,7 +66,7 @@ class FileKind(Kind):
         return None
 
     def dump(self, file: OpenFile, ctx: Dump) -> Any:
-        """Its record, a dataclass whose ``id`` is the file's."""
+        """Its record, a dataclass whose ``id`` is the file's; None where it follows at a later moment."""
         raise NotImplementedError
 
     def restore(self, record: Any, file: File, ctx: Restore) -> int:
@@ -112,7 +112,9 @@ class FilesKind(Kind):
         for file in ctx.open_files.values():
             kind: FileKind = ctx.state["kind of file"][file.id]
             ctx.add(_file_row(ctx, file, kind))
-            ctx.add(kind.dump(file, ctx))
+            row = kind.dump(file, ctx)
+            if row is not None:
+                ctx.add(row)
             for task, fd in file.holders:
                 flags = proc.fdinfo(task.host, fd).flags
                 ctx.add(Descriptor(task.pid, fd, file.id, bool(flags & os.O_CLOEXEC)))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from crhpc import stdio
 from crhpc.kernel import pidfd
 from crhpc.kernel.libc import PAGE
-from crhpc.resources import Phase, at
+from crhpc.resources import Cut, Phase, at
 from crhpc.resources.context import Dump, OpenFile, Restore
 from crhpc.resources.files import File, FileKind
 
@@ -51,18 +51,23 @@ class StdioKind(FileKind):
     def matches(self, file: OpenFile, ctx: Dump) -> bool:
         return _stream(file, ctx) >= 0
 
-    def dump(self, file: OpenFile, ctx: Dump) -> StandardStream:
+    def dump(self, file: OpenFile, ctx: Dump) -> StandardStream | None:
         stream = _stream(file, ctx)
-        fd = ctx.pod.stdio[stream]
-        saved = stdio.mark(fd)
-        if saved is None:
+        marked = stdio.mark(ctx.pod.stdio[stream])
+        if marked is None:
             return StandardStream(file.id, stream, False, file.link, 0, 0, 0, 0, False, False, 0, -1, "")
-        saved = stdio.fill(fd, saved)
-        pages = -1
-        if saved.contents is not None:
-            pages = ctx.save_bytes(saved.path, saved.contents)
-        return StandardStream(file.id, stream, True, saved.path, saved.device, saved.inode, saved.length, saved.position,
-                              saved.append, saved.writable, saved.modified_ns, pages, saved.digest or "")
+        ctx.state.setdefault("standard streams", []).append((file.id, stream, marked))
+        return None
+
+    @at(Cut.LATER)
+    def read_contents(self, ctx: Dump) -> None:
+        """The job adds to its output; what it had written by the cut stays."""
+        for number, stream, marked in ctx.state.get("standard streams", []):
+            saved = stdio.fill(ctx.pod.stdio[stream], marked)
+            pages = -1 if saved.contents is None else ctx.save_bytes(saved.path, saved.contents)
+            ctx.add(StandardStream(number, stream, True, saved.path, saved.device, saved.inode, saved.length,
+                                   saved.position, saved.append, saved.writable, saved.modified_ns, pages,
+                                   saved.digest or ""))
 
     def restore(self, record: StandardStream, file: File, ctx: Restore) -> int:
         return os.dup(ctx.pod.stdio[record.stream])
