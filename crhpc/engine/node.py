@@ -106,6 +106,7 @@ class Node:
         """
         assert self.pod is not None and self.context is not None
         assert self._frozen is not None and self._writer is not None
+        self._writer.hold()   # the cores are for the copy while the job waits
         with self._explained(str(self._writer.path.parent)):
             self._dump = cut(self._frozen, self.pod, self.context, self._writer, self.kinds, self._remembered,
                              self.steps)
@@ -115,7 +116,10 @@ class Node:
         """Let the pod go on; the seconds that it stood still."""
         assert self._frozen is not None
         frozen, self._frozen = self._frozen, None
-        return freezing.thaw(frozen)
+        seconds = freezing.thaw(frozen)
+        if self._writer is not None:
+            self._writer.go()
+        return seconds
 
     def write(self) -> dict[str, Any]:
         """Finish the shard; its summary. May run in another thread than the rest, while the job goes on.

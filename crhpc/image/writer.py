@@ -122,6 +122,8 @@ class ShardWriter:
         self._error: BaseException | None = None
         self._summary: ShardSummary | None = None
 
+        self._holding = False
+        self._held: list[tuple[PageBuffer, Pieces, int]] = []
         self._put = self._stored = self._rows = self._allocated = 0
         self._chunks: list[tuple[int, int, int, int]] = []      # size, rows, raw, crc32
         self._journal = Journal()
@@ -179,6 +181,8 @@ class ShardWriter:
         Raises:
             RuntimeError: the caller holds every buffer, so none will become free.
         """
+        if not self._free:
+            self._submit_held()
         with self._change:
             while not self._free:
                 self._check()
@@ -211,8 +215,28 @@ class ShardWriter:
             self._check()
             self._in_flight += 1
             self._put += rows * PAGE
+        if self._holding:
+            self._held.append((buffer, array, rows))
+        else:
+            self._submit(buffer, array, rows)
+
+    def _submit(self, buffer: PageBuffer, array: Pieces, rows: int) -> None:
         packed = self._pool.submit(self._pack, buffer, rows) if rows else None
         self._writing.submit(self._guarded, self._store, buffer, array, packed)
+
+    def hold(self) -> None:
+        """Only take pages from here on: leave the cores to the caller, as long as buffers are free."""
+        self._holding = True
+
+    def go(self) -> None:
+        """Compress and write what was held, and what comes."""
+        self._holding = False
+        self._submit_held()
+
+    def _submit_held(self) -> None:
+        held, self._held = self._held, []
+        for buffer, array, rows in held:
+            self._submit(buffer, array, rows)
 
     def zero(self, pieces: Sequence[Piece]) -> None:
         """Note pages that are zero by now, without a buffer; supersedes what was put before."""
@@ -224,6 +248,7 @@ class ShardWriter:
 
     def _later(self, note: Callable[[Pieces], None], pieces: Sequence[Piece]) -> None:
         array = check_pieces(pieces, len(self._objects), 1 << 62)
+        self._submit_held()
         with self._change:
             self._check()
             self._in_flight += 1
@@ -231,6 +256,7 @@ class ShardWriter:
 
     def drain(self) -> None:
         """Wait until all pages put are compressed and written (not yet fsynced)."""
+        self.go()
         with self._change:
             while self._in_flight and self._error is None:
                 self._change.wait()

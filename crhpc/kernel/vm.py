@@ -22,11 +22,11 @@ _signature = (ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong, ctyp
 _readv = libc.function("process_vm_readv", *_signature)
 _writev = libc.function("process_vm_writev", *_signature)
 
-_PRESENT, _SWAPPED, _FILE = np.uint64(1 << 63), np.uint64(1 << 62), np.uint64(1 << 61)
+_PRESENT, _SWAPPED, _FILE, _GUARD = (np.uint64(1 << bit) for bit in (63, 62, 61, 58))
 _PAGEMAP_AT_ONCE = 1 << 20
 
 PAGEMAP_SCAN = 0xC0606610
-_PAGE_IS_FILE, _PAGE_IS_PRESENT, _PAGE_IS_SWAPPED, _PAGE_IS_PFNZERO = 4, 8, 16, 32
+_PAGE_IS_FILE, _PAGE_IS_PRESENT, _PAGE_IS_SWAPPED, _PAGE_IS_PFNZERO, _PAGE_IS_GUARD = 4, 8, 16, 32, 256
 _REGIONS = 1 << 14
 
 
@@ -113,58 +113,74 @@ class Memory:
             done += os.pwrite(self.fd, view[done:], address + done)
 
 
-def populated(pagemap: int, start: int, end: int, *, private_file: bool) -> list[tuple[int, int]]:
-    """The pages of a mapping that hold something of the process's own, as (address, number of pages).
+Runs = list[tuple[int, int]]
+"""Runs of pages as (address, number of pages), ascending."""
+
+
+def populated(pagemap: int, start: int, end: int, *, private_file: bool) -> tuple[Runs, Runs]:
+    """The pages of a mapping that hold something of the process's own, and those that guard.
 
     A page counts when it is present or swapped out; in a private mapping of a file only when it is a
     copy of the process's own, no longer the file's. Pages of zeros that were only read don't count.
+    Guards are pages whose every use is a fault (madvise(2), MADV_GUARD_INSTALL, Linux 6.13).
 
     Args:
         pagemap: an open descriptor of ``/proc/PID/pagemap``.
     """
-    try:
-        return scan(pagemap, start, end, private_file=private_file)
-    except OSError as error:
-        if error.errno not in (22, 25):   # EINVAL, ENOTTY: before Linux 6.7
-            raise
-    return _populated_by_reading(pagemap, start, end, private_file)
+    global _guard_is_known
+    while True:
+        try:
+            return scan(pagemap, start, end, private_file=private_file, guard=_guard_is_known)
+        except OSError as error:
+            if error.errno not in (22, 25):   # EINVAL, ENOTTY: before Linux 6.7
+                raise
+        if not _guard_is_known:
+            return _populated_by_reading(pagemap, start, end, private_file)
+        _guard_is_known = 0   # before Linux 6.15
 
 
-def scan(pagemap: int, start: int, end: int, *, private_file: bool) -> list[tuple[int, int]]:
-    """ioctl PAGEMAP_SCAN: walks page tables, so that large empty reservations cost nothing."""
+_guard_is_known = _PAGE_IS_GUARD
+
+
+def scan(pagemap: int, start: int, end: int, *, private_file: bool, guard: int = 0) -> tuple[Runs, Runs]:
+    """``populated`` by ioctl PAGEMAP_SCAN: walks page tables, so that large empty reservations cost nothing."""
     regions = (ctypes.c_uint64 * (3 * _REGIONS))()
     wanted = _PAGE_IS_PRESENT | _PAGE_IS_SWAPPED
-    without = _PAGE_IS_FILE if private_file else 0
-    found: list[tuple[int, int]] = []
+    without = _PAGE_IS_PFNZERO | (_PAGE_IS_FILE if private_file else 0)
+    own: Runs = []
+    guards: Runs = []
     while start < end:
         # size flags start end walk_end vec vec_len max_pages category_{inverted,mask,anyof_mask} return_mask
         # An inverted bit in the mask demands that the category be absent.
         arg = (ctypes.c_uint64 * 12)(96, 0, start, end, 0, ctypes.addressof(regions), _REGIONS, 0,
-                                     without | _PAGE_IS_PFNZERO, without | _PAGE_IS_PFNZERO, wanted, wanted)
+                                     without, without, wanted, guard)
         try:
             count = libc.syscall("ioctl", pagemap, PAGEMAP_SCAN, ctypes.addressof(arg))
         except OSError as error:
             raise OSError(error.errno, error.strerror, "PAGEMAP_SCAN") from None
         for i in range(count):
-            first, last = regions[3 * i], regions[3 * i + 1]
+            first, last, categories = regions[3 * i:3 * i + 3]
+            found = guards if categories & guard else own
             if found and found[-1][0] + found[-1][1] * PAGE == first:
-                found[-1] = (found[-1][0], (last - found[-1][0]) // PAGE)
-            else:
-                found.append((first, (last - first) // PAGE))
+                first = found.pop()[0]
+            found.append((first, (last - first) // PAGE))
         start = arg[4]
-    return found
+    return own, guards
 
 
-def _populated_by_reading(pagemap: int, start: int, end: int, private_file: bool) -> list[tuple[int, int]]:
-    found: list[tuple[int, int]] = []
+def _populated_by_reading(pagemap: int, start: int, end: int, private_file: bool) -> tuple[Runs, Runs]:
+    own: Runs = []
+    guards: Runs = []
     for first in range(start // PAGE, end // PAGE, _PAGEMAP_AT_ONCE):
         count = min(_PAGEMAP_AT_ONCE, end // PAGE - first)
         entries = np.frombuffer(os.pread(pagemap, count * 8, first * 8), dtype=np.uint64)
-        there = (entries & (_PRESENT | _SWAPPED)) != 0
+        guard = (entries & _GUARD) != 0
+        there = ((entries & (_PRESENT | _SWAPPED)) != 0) & ~guard
         if private_file:
             there &= (entries & _FILE) == 0
-        found += [((first + a) * PAGE, n) for a, n in runs(there)]
-    return found
+        own += [((first + a) * PAGE, n) for a, n in runs(there)]
+        guards += [((first + a) * PAGE, n) for a, n in runs(guard)]
+    return own, guards
 
 
 def runs(mask: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:

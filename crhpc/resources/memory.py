@@ -7,7 +7,9 @@ mappings are made with their final protection and filled through ``/proc/PID/mem
 """
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -29,6 +31,7 @@ _MAP_GROWSDOWN, _MAP_NORESERVE, _MAP_FIXED_NOREPLACE = 0x100, 0x4000, 0x100000
 _MREMAP_MOVE_FIXED = 3
 _PR_SET_MM, _PR_SET_MM_MAP = 35, 14
 _PR_SET_VMA, _PR_SET_VMA_ANON_NAME = 0x53564D41, 0
+_MADV_GUARD_INSTALL, _MLOCK_ONFAULT = 102, 1
 _SHM_RDONLY, _SHM_EXEC = 0o10000, 0o100000
 
 _ADVICE = {"dd": 16, "dc": 10, "wf": 18, "mg": 12, "hg": 14, "nh": 15, "sr": 2, "rr": 1}
@@ -84,6 +87,15 @@ class Vma:
 
 
 @dataclass(frozen=True, slots=True)
+class GuardRegion:
+    """Pages of a mapping whose every use is a fault (madvise(2), MADV_GUARD_INSTALL)."""
+
+    pid: int
+    start: U64
+    end: U64
+
+
+@dataclass(frozen=True, slots=True)
 class MappedFile:
     """A file that must be at restart what it was: code and read-only data are not in the image."""
 
@@ -109,8 +121,8 @@ def backing(mapping: proc.Mapping) -> str:
 
 class MemoryKind(Kind):
     name = "memory"
-    records = (AddressSpace, Vma, MappedFile)
-    saved = ("private memory with its protection, madvise and mlock settings and names, the heap's end, auxv, "
+    records = (AddressSpace, Vma, GuardRegion, MappedFile)
+    saved = ("private memory with its protection, madvise and mlock settings, guard regions and names, the heap's end, auxv, "
              "/proc/PID/exe, the vdso at its address; of read-only file mappings a fingerprint")
     refused = "memory of devices, hugetlbfs, shadow stacks, memory under userfaultfd, io_uring and AIO rings"
 
@@ -174,6 +186,11 @@ class MemoryKind(Kind):
         finally:
             for memory in memories.values():
                 memory.close()
+        for guard in ctx.rows(GuardRegion):
+            ctx.tasks[guard.pid].call("madvise", guard.start, guard.end - guard.start, _MADV_GUARD_INSTALL)
+        for vma in ctx.rows(Vma):
+            if "lo" in vma.flags.split() and vma.backing != KERNEL:
+                _lock(ctx, vma)
 
 
 # -- dump -----------------------------------------------------------------------------------------------
@@ -217,8 +234,10 @@ def _save_pages(ctx: Dump, task: Task, number: int) -> None:
             if kind == CONTENTS:
                 readable += _reachable(task, mapping)
             elif kind in (ANONYMOUS, FILE):
-                found = vm.populated(pagemap, mapping.start, mapping.end, private_file=kind == FILE)
-                (readable if mapping.read else closed).extend((address // PAGE, count) for address, count in found)
+                own, guards = vm.populated(pagemap, mapping.start, mapping.end, private_file=kind == FILE)
+                (readable if mapping.read else closed).extend((address // PAGE, count) for address, count in own)
+                for address, count in guards:
+                    ctx.add(GuardRegion(task.pid, U64(address), U64(address + count * PAGE)))
     finally:
         os.close(pagemap)
     ctx.save_task_memory("", task.host, readable, page_object=number)
@@ -360,11 +379,21 @@ def _advise(batch: Batch, row: Vma) -> None:
     for flag in row.flags.split():
         if flag in _ADVICE:
             batch.call("madvise", row.start, row.end - row.start, _ADVICE[flag])
-        elif flag == "lo":
-            batch.call("mlock2", row.start, row.end - row.start, 1 if "lf" in row.flags.split() else 0)
     if row.path.startswith("[anon:"):
         batch.call("prctl", _PR_SET_VMA, _PR_SET_VMA_ANON_NAME, row.start, row.end - row.start,
                    batch.string(row.path[len("[anon:"):-1]))
+
+
+def _lock(ctx: Restore, row: Vma) -> None:
+    """mlock(2), up to the job's own hard limit; the soft one follows later, with the other limits."""
+    task = ctx.tasks[row.pid]
+    _soft, hard = resource.prlimit(task.host, resource.RLIMIT_MEMLOCK)
+    resource.prlimit(task.host, resource.RLIMIT_MEMLOCK, (hard, hard))
+    try:
+        task.call("mlock2", row.start, row.end - row.start, _MLOCK_ONFAULT if "lf" in row.flags.split() else 0)
+    except OSError as error:
+        if not (error.errno == errno.ENOMEM and row.protection == 0):   # locked all the same, but not brought in
+            ctx.warn(f"memory of pid {row.pid} cannot be locked here ({error.strerror}); `ulimit -l` is {hard} bytes")
 
 
 def _set_mm(task: Task, row: AddressSpace) -> None:

@@ -332,8 +332,6 @@ def test_memory_in_flight_stays_within_the_budget(tmp_path: Path, kind: str) -> 
         from pathlib import Path
         import numpy as np
         from crhpc.image.backing import BackingFile
-        from crhpc.image.writer import ShardWriter
-
         def memory(field):
             return int(re.search(field + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10
 
@@ -362,3 +360,25 @@ def test_memory_in_flight_stays_within_the_budget(tmp_path: Path, kind: str) -> 
     assert done.returncode == 0, done.stderr
     used = int(done.stdout)
     assert 30 << 20 < used < (64 << 20) + (6 << 20), f"{used / 2**20:.1f} MiB"
+
+
+def test_held_pages_wait_and_arrive(tmp_path: Path) -> None:
+    """Held back, pages are only taken; they are written in the same order when told to, or when buffers run out."""
+    with ShardWriter(tmp_path, 0, memory=8 << 20) as writer:
+        number = writer.object("memory")
+        writer.hold()
+        for first in (0, 256, 0):   # the last supersedes the first
+            buffer = writer.take()
+            buffer.array[:] = first // 256 + 1 if first else 7
+            writer.put(buffer, [(number, first, 256)])
+        assert writer.progress()[1] == 0
+        writer.go()
+        writer.drain()
+        assert writer.progress()[1] > 0
+        writer.hold()
+        for index in range(3 * writer.capacity // (1 << 20)):   # more than there are buffers: they must flow all the same
+            buffer = writer.take()
+            buffer.array[:] = index % 250 + 1
+            writer.put(buffer, [(number, 1000 + 256 * index, 256)])
+        summary = writer.close()
+    assert summary.rows - summary.dead_rows == 512 + 256 * 3 * writer.capacity // (1 << 20)
