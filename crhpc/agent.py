@@ -71,7 +71,6 @@ class Agent:
         self.node: Node | None = None
         self.member: Member | None = None
         self.coordinator: Coordinator | None = None
-        self.root_status: int | None = None
         self.wait_all = False
         self.over = False
         self._woken, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -205,17 +204,18 @@ class Agent:
             self._report({"op": "failed", "error": "the pod's first process ended unexpectedly", "code": EXIT_INTERNAL})
             self._end()
         elif event["op"] == "exited" and event["pid"] == self.node.root:
-            self.root_status = event["status"]
+            self.node.root_status = event["status"]
             if not self.wait_all:
                 self._job_over()
-        elif event["op"] == "empty" and self.root_status is not None:
+        elif event["op"] == "empty" and self.node.root_status is not None:
             self._job_over()
 
     def _job_over(self) -> None:
         """The command has ended. A failed job's image that is being written is the newest it will have."""
-        if self.root_status and self.coordinator is not None:
+        assert self.node is not None
+        status = self.node.root_status
+        if status and self.coordinator is not None:
             self.coordinator.wait()
-        status = self.root_status
         self._finish()
         self._report({"op": "exited", "status": status})
         self.over = True

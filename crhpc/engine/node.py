@@ -49,6 +49,8 @@ class Node:
         self.root = 0
         """The job's first process, by the pod's number."""
         self.root_host = 0
+        self.root_status: int | None = None
+        """Its wait status once it has ended, while others of the job may go on."""
         self.steps = Steps()
         self._remembered: dict[str, Any] = {}
         self._writer: ShardWriter | None = None
@@ -151,7 +153,8 @@ class Node:
     def describe(self) -> dict[str, Any]:
         """What a restart needs to know of the pod beside its shard."""
         assert self.pod is not None
-        return {"temporary": self.pod.temporary, "root": self.root, "hostname": socket.gethostname(),
+        return {"temporary": self.pod.temporary, "root": self.root, "root_status": self.root_status,
+                "hostname": socket.gethostname(),
                 "monotonic": self._clock(time.CLOCK_MONOTONIC, "monotonic"),
                 "boottime": self._clock(time.CLOCK_BOOTTIME, "boottime"),
                 "last_pid": int(self.pod.request({"op": "read", "path": "/proc/sys/kernel/ns_last_pid"})["text"])}
@@ -176,7 +179,7 @@ class Node:
             self.pod = PodProcess(described["temporary"], hostname=described["hostname"],
                                   clocks={"monotonic": described["monotonic"], "boottime": described["boottime"]})
             self.context = self.pod.context(stdio)
-            self.root = described["root"]
+            self.root, self.root_status = described["root"], described["root_status"]
             _allow_many_descriptors()
             self._rebuilding = Rebuilding(self._image.node(self.number), Path(image), self.pod, self.context,
                                           self.kinds, self.warn, self.steps)

@@ -104,7 +104,7 @@ class Memory:
 
     def read_to(self, local: int, address: int, size: int) -> None:
         """Copy to a local address, from pages that the process itself may not read too."""
-        self.read_into(memoryview((ctypes.c_char * size).from_address(local)).cast("B"), address)
+        self.read_into(local_view(local, size), address)
 
     def write(self, address: int, view: memoryview | bytes) -> None:
         """Write ``view`` to ``address``; a private mapping of a file gets pages of its own."""
@@ -187,6 +187,11 @@ def runs(mask: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
     """The runs of true values as (first index, length)."""
     edges = np.flatnonzero(np.diff(np.concatenate(([0], mask.astype(np.int8), [0]))))
     return [(int(a), int(b - a)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def local_view(address: int, size: int) -> memoryview:
+    """This process's own memory at an address, such as a page buffer's, to be read and written."""
+    return memoryview((ctypes.c_char * size).from_address(address)).cast("B")
 
 
 def read_pointer(pid: int, address: int) -> int:

@@ -6,7 +6,6 @@ pod) and no knowledge of any kind.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator
@@ -194,8 +193,7 @@ class Dump:
         def read(local: int, group: list[tuple[int, int]]) -> None:
             for first, count in group:
                 part = content[first * PAGE:(first + count) * PAGE]
-                ctypes.memmove(local, part, len(part))
-                ctypes.memset(local + len(part), 0, count * PAGE - len(part))
+                vm.local_view(local, count * PAGE)[:] = part.ljust(count * PAGE, b"\0")
                 local += count * PAGE
         return self.save_memory(name, read, [(0, -(-len(content) // PAGE))])
 
