@@ -68,7 +68,7 @@ class Demo:
         names = Counter(process.name for process in dead)
         images = [f"{Path(image['path']).name} ({image['state']})" for image in job.images()]
         written = lines_of(job.stdout.read_bytes())
-        self.say(f"the same under `crhpc run --every {EVERY}`, killed after {moment:.1f} s", *running.news,
+        self.say(f"the same under `crhpc run --every {EVERY}`, killed after {moment:.1f} s", *shortened(running.news),
                  f"SIGKILL to all {len(dead)} processes at once, the job's and crhpc's:",
                  "    " + ", ".join(f"{count} {name}" for name, count in sorted(names.items())),
                  f"none is left; {written} lines of results were out; on disk: {', '.join(images)}")
@@ -79,7 +79,7 @@ class Demo:
         running = job.run("--every", str(EVERY), "-v")
         code = running.wait()
         output = job.stdout.read_bytes()
-        self.say("the same command line again", *running.news,
+        self.say("the same command line again", *shortened(running.news),
                  f"ended after {time.monotonic() - running.begun:.1f} s with exit code {code}, "
                  f"{lines_of(output)} lines of results in all")
         if code or not running.resumed:
@@ -107,6 +107,11 @@ class Demo:
             job.clean_up()
 
 
+def shortened(lines: list[str]) -> list[str]:
+    """The beginning and the end of what crhpc has said."""
+    return lines if len(lines) <= 4 else [*lines[:3], f"... {len(lines) - 4} more", lines[-1]]
+
+
 def lines_of(output: bytes) -> int:
     return output.count(b"\n")
 
@@ -117,7 +122,7 @@ def digest(content: bytes) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="A job is killed in the middle and gives the same answer.")
-    parser.add_argument("--steps", type=int, default=1500, help="how long the job is (%(default)s)")
+    parser.add_argument("--steps", type=int, default=1200, help="how long the job is (%(default)s)")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6),
                         help="decides the moment of the kill (random)")
     options = parser.parse_args()

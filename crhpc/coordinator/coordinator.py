@@ -145,10 +145,11 @@ class Coordinator:
         self._configure(message, {name: value for name, value in job.items() if name not in ("pods", "tasks")})
         began = time.monotonic()
         try:
+            pods = job.get("pods", {})
             self._progress("build", 0, 0)
-            self.order(Op.BUILD, image=image, pods=job["pods"])
+            self.order(Op.BUILD, image=image, pods=pods)
             self.order(Op.CONNECT)
-            replies = self.order(Op.RELEASE, pods=job["pods"])
+            replies = self.order(Op.RELEASE, pods=pods)
         except CrhpcError:
             self.order(Op.END)
             raise

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import resource
 import socket
 import time
@@ -14,7 +15,7 @@ from crhpc.engine import freeze as freezing
 from crhpc.engine.dump import cut, survey, write_tables, write_tree
 from crhpc.engine.pod import PodProcess
 from crhpc.engine.restore import Rebuilding
-from crhpc.errors import CheckpointFailed, CrhpcError, DiskFull, RestartFailed
+from crhpc.errors import CheckpointFailed, CrhpcError, DiskFull, ImageDamaged, RestartFailed
 from crhpc.image.reader import Image
 from crhpc.image.writer import ShardWriter
 from crhpc.kernel import proc
@@ -176,6 +177,7 @@ class Node:
         with self._restarting(image):
             self.steps = Steps()
             self._image = Image(image)
+            _check_description(image, described)
             self.pod = PodProcess(described["temporary"], hostname=described["hostname"],
                                   clocks={"monotonic": described["monotonic"], "boottime": described["boottime"]})
             self.context = self.pod.context(stdio)
@@ -269,6 +271,32 @@ class Node:
             self.end()
             why = f"{error.filename}: {error.strerror}" if error.filename else str(error)
             raise RestartFailed(image=image, why=why, cure="run with CRHPC_LOG=debug for the details") from error
+
+
+_TEMPORARY = re.compile(r"/(?:[^/]+/)*crhpc-[0-9a-z]{6,32}", re.ASCII)
+_DESCRIPTION: dict[str, type | tuple[type, ...]] = {
+    "temporary": str, "root": int, "root_status": (int, type(None)), "hostname": str, "monotonic": (int, float),
+    "boottime": (int, float), "last_pid": int}
+
+
+def _check_description(image: str, described: object) -> None:
+    """What the manifest says of a pod comes from whoever made the image.
+
+    Raises:
+        ImageDamaged: it is not what ``Node.describe`` gives.
+    """
+    def wrong(what: str) -> ImageDamaged:
+        return ImageDamaged(image=image, what=f"manifest.json: {what}")
+
+    if not isinstance(described, dict):
+        raise wrong("it does not describe a pod")
+    for name, kind in _DESCRIPTION.items():
+        if not isinstance(described.get(name), kind):
+            raise wrong(f"the pod's {name} is missing or wrong")
+    place = described["temporary"]
+    # It will be emptied: it must be one that a job of ours made, by its name.
+    if os.path.normpath(place) != place or not _TEMPORARY.fullmatch(place):
+        raise wrong(f"{place!r} is no directory for temporary files")
 
 
 def _allow_many_descriptors() -> None:

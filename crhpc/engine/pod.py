@@ -5,6 +5,7 @@ import contextlib
 import os
 import signal
 import socket
+import stat as modes
 import subprocess
 import sys
 import time
@@ -43,8 +44,7 @@ class PodProcess:
         self.events: deque[Message] = deque()
         self.temporary = temporary
         self.pid = 0
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(temporary, 0o700)
+        _make_private(temporary)
         self.channel, theirs = Channel.pair()
         fd = theirs.fileno()
         process = subprocess.Popen([sys.executable, "-P", "-m", "crhpc.engine.init", str(fd)], stdin=subprocess.DEVNULL,
@@ -152,6 +152,23 @@ class PodProcess:
             _reap(self.pid)
             self.pid = 0
         directories.remove(self.temporary)
+
+
+def _make_private(path: str) -> None:
+    """The directory for temporary files; one that is there must be the user's own, of the job's earlier life.
+
+    Raises:
+        NotAllowed: it is not, or can't be made.
+    """
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+        stat = os.lstat(path)
+        if not modes.S_ISDIR(stat.st_mode) or stat.st_uid != os.getuid():
+            raise PermissionError(1, "it is not a directory of yours")
+    except OSError as error:
+        raise NotAllowed(what=f"the directory {path} for temporary files", why=error.strerror,
+                         cure="set TMPDIR to a directory that you may write to") from None
 
 
 def _reap(init: int) -> None:

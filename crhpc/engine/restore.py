@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from crhpc.kernel.tracee import find_instruction
 from crhpc.log import Steps, logger
 from crhpc.resources import Kind, Phase, run_steps
 from crhpc.resources.context import Pod, Restore
-from crhpc.resources.files import Descriptor, File
+from crhpc.resources.files import Descriptor
 from crhpc.resources.tree import Process
 
 log = logger(__name__)
@@ -76,7 +77,10 @@ class Rebuilding:
 
 
 def control_number(shard: Shard) -> int:
-    """A descriptor number above all that the image's tasks have, with room for each file once beside."""
-    numbers = shard.table(Descriptor, "descriptor")
-    files = shard.table(File, "file")
-    return max((row.fd for row in numbers), default=0) + len(files) + _MARGIN
+    """A descriptor number that no task of the image has: above all of them, or in a gap where that is not allowed."""
+    used = {row.fd for row in shard.table(Descriptor, "descriptor")}
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    number = max(used, default=0) + _MARGIN
+    while number >= hard or number in used:
+        number -= 1
+    return number

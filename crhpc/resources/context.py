@@ -119,6 +119,8 @@ class Dump:
         self.rows: dict[type, list[Any]] = {}
         self.objects: dict[tuple[int, int], SharedObject] = {}
         self.open_files: dict[int, OpenFile] = {}
+        self.carried: dict[int, list[int]] = {}
+        """Of an open file, the files that are on their way inside it, in their order; all by id."""
         self.memory = memory
         """What kinds keep from one checkpoint to the next, while the agent lives."""
         self.state: dict[str, Any] = {}
@@ -198,11 +200,22 @@ class Dump:
         return self.save_memory(name, read, [(0, -(-len(content) // PAGE))])
 
     def save_task_memory(self, name: str, host: int, pieces: Iterable[tuple[int, int]], *, base: int = 0,
-                         page_object: int | None = None) -> int:
-        """``save_memory`` of a process's own memory; ``base`` is the address of page 0."""
+                         page_object: int | None = None, readable: bool = True) -> int:
+        """``save_memory`` of a process's own memory.
+
+        Args:
+            base: the address of page 0.
+            readable: whether the process itself may read it; the way that does without is slower.
+        """
         def read(local: int, group: list[tuple[int, int]]) -> None:
             vm.read_into(host, local, [(base + first * PAGE, count * PAGE) for first, count in group])
-        return self.save_memory(name, read, pieces, page_object=page_object)
+
+        def read_forced(local: int, group: list[tuple[int, int]]) -> None:
+            with contextlib.closing(vm.Memory(host)) as memory:
+                for first, count in group:
+                    memory.read_to(local, base + first * PAGE, count * PAGE)
+                    local += count * PAGE
+        return self.save_memory(name, read if readable else read_forced, pieces, page_object=page_object)
 
 
 def page_groups(pieces: Iterable[tuple[int, int]], at_most: int = 256) -> Iterator[list[tuple[int, int]]]:
@@ -232,8 +245,12 @@ class OpenFile:
     """What ``/proc/PID/fd/N`` points to."""
     info: proc.FdInfo
     stat: os.stat_result
+    bearer: Task
+    """Whom to name to the user: ``task``, but for a file in a message, which is seen through a descriptor here."""
     holders: list[tuple[Task, int]] = field(default_factory=list)
     """Every (task, descriptor) that refers to it."""
+    close_on_exec: set[tuple[int, int]] = field(default_factory=set)
+    """Those of them, as (host, descriptor), that an exec closes."""
     copy: int = -1
     """The agent's own copy, where a kind has taken one."""
 

@@ -7,11 +7,11 @@ mappings are made with their final protection and filled through ``/proc/PID/mem
 """
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from crhpc.errors import FileGone, OtherMachine
@@ -225,48 +225,41 @@ def _address_space(ctx: Dump, task: Task, number: int) -> AddressSpace:
 
 
 def _save_pages(ctx: Dump, task: Task, number: int) -> None:
-    readable: list[tuple[int, int]] = []
-    closed: list[tuple[int, int]] = []
+    pieces: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
     pagemap = os.open(f"/proc/{task.host}/pagemap", os.O_RDONLY)
     try:
         for mapping in task.mappings:
             kind = backing(mapping)
+            if kind not in (ANONYMOUS, FILE, CONTENTS):
+                continue
+            own, guards = vm.populated(pagemap, mapping.start, mapping.end, private_file=kind == FILE)
             if kind == CONTENTS:
-                readable += _reachable(task, mapping)
-            elif kind in (ANONYMOUS, FILE):
-                own, guards = vm.populated(pagemap, mapping.start, mapping.end, private_file=kind == FILE)
-                (readable if mapping.read else closed).extend((address // PAGE, count) for address, count in own)
-                for address, count in guards:
-                    ctx.add(GuardRegion(task.pid, U64(address), U64(address + count * PAGE)))
+                own = _reachable(task, mapping, guards)
+            pieces[mapping.read] += [(address // PAGE, count) for address, count in own]
+            for address, count in guards:
+                ctx.add(GuardRegion(task.pid, U64(address), U64(address + count * PAGE)))
     finally:
         os.close(pagemap)
-    ctx.save_task_memory("", task.host, readable, page_object=number)
-    if closed:
-        memory = vm.Memory(task.host)
-
-        def read(local: int, group: list[tuple[int, int]]) -> None:
-            for first, count in group:
-                memory.read_to(local, first * PAGE, count * PAGE)
-                local += count * PAGE
-        try:
-            ctx.save_memory("", read, closed, page_object=number)
-        finally:
-            memory.close()
+    for readable in (True, False):
+        ctx.save_task_memory("", task.host, pieces[readable], page_object=number, readable=readable)
 
 
-def _reachable(task: Task, mapping: proc.Mapping) -> Iterator[tuple[int, int]]:
-    """The pages of a mapping that can be read: those behind the file's end can't."""
-    first, last = mapping.start // PAGE, mapping.end // PAGE
-    low, high = 0, last - first
-    while low < high:
-        middle = (low + high + 1) // 2
-        try:
-            vm.read(task.host, (first + middle - 1) * PAGE, 1)
-            low = middle
-        except OSError:
-            high = middle - 1
-    if low:
-        yield (first, low)
+def _reachable(task: Task, mapping: proc.Mapping, guards: vm.Runs) -> vm.Runs:
+    """The pages of a mapping that hold anything: not those behind the file's end, nor guards, as (address, count)."""
+    edges = [mapping.start, *(edge for at, count in guards for edge in (at, at + count * PAGE)), mapping.end]
+    found = []
+    with contextlib.closing(vm.Memory(task.host)) as memory:
+        for start, end in zip(edges[::2], edges[1::2], strict=True):
+            low, high = 0, (end - start) // PAGE
+            while low < high:
+                middle = (low + high + 1) // 2
+                try:
+                    memory.read_into(memoryview(bytearray(1)), start + (middle - 1) * PAGE)
+                    low = middle
+                except OSError:
+                    high = middle - 1
+            found += [(start, low)] if low else []
+    return found
 
 
 # -- restore --------------------------------------------------------------------------------------------

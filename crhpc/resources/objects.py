@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from crhpc.errors import CheckpointFailed, FileGone
-from crhpc.kernel import directories
+from crhpc.kernel import directories, proc
 from crhpc.kernel.libc import PAGE
 from crhpc.resources import Cut, Kind, Phase, at
-from crhpc.resources.context import Dump, Restore, SharedObject
+from crhpc.resources.context import Dump, Restore, SharedObject, Task
 from crhpc.resources.residency import resident
 
 _F_GET_SEALS, _F_ADD_SEALS = 1034, 1033
@@ -62,7 +62,7 @@ class ObjectsKind(Kind):
     records = (SharedFile,)
     saved = ("shared memory of every backing with its contents: anonymous, memfd with seals, /dev/shm, mapped files, files "
              "whose name is gone")
-    refused = "a memory object that is mapped without being readable and open nowhere"
+    refused = ""
 
     @at(Cut.CONTENT)
     def dump(self, ctx: Dump) -> None:
@@ -174,23 +174,22 @@ def _dump_mapped(ctx: Dump, shared: SharedObject, place: str) -> SharedFile:
     if not shared.mappers:
         raise CheckpointFailed(why=f"{shared.path} cannot be read", cure="give it back to the user who runs the job")
     pages = ctx.writer.object(shared.path)
-    size = 0
-    done: set[tuple[int, int]] = set()
-    for task, mapping in shared.mappers:
-        part = (mapping.offset, mapping.size)
-        size = max(size, mapping.offset + mapping.size)
-        if part in done:
-            continue
-        done.add(part)
-        if not mapping.read:
-            raise ctx.refuse(f"shared memory that it may not read ({mapping.name} at {mapping.start:#x})", task,
-                             "keep a descriptor of it open")
-        base = mapping.start - mapping.offset
-        pieces = [((address - base) // PAGE, count) for address, count in resident(task, mapping)]
-        ctx.save_task_memory("", task.host, pieces, base=base, page_object=pages)
+    done: list[tuple[int, int]] = []
+    for task, mapping in sorted(shared.mappers, key=lambda mapper: -mapper[1].size):
+        start, end = mapping.offset, mapping.offset + mapping.size
+        if not any(low <= start and end <= high for low, high in done):
+            done.append((start, end))
+            _dump_mapping(ctx, task, mapping, pages)
+    size = max(end for _, end in done)
     task = shared.mappers[0][0]
     return SharedFile(shared.id, place, shared.path, 0o600, os.stat(f"/proc/{task.host}").st_uid,
                       os.stat(f"/proc/{task.host}").st_gid, size, 0, 0, pages)
+
+
+def _dump_mapping(ctx: Dump, task: Task, mapping: proc.Mapping, pages: int) -> None:
+    base = mapping.start - mapping.offset
+    pieces = [((address - base) // PAGE, count) for address, count in resident(task, mapping)]
+    ctx.save_task_memory("", task.host, pieces, base=base, page_object=pages, readable=mapping.read)
 
 
 # -- restore --------------------------------------------------------------------------------------------

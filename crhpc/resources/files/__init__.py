@@ -3,20 +3,26 @@
 A description (an offset, flags, an owner) may be shared by many descriptors of many processes, after dup,
 fork or a message with descriptors: kcmp(2) tells. Each is dumped once, by the first file kind that
 recognises it, and made once at restart, held by the agent, then passed to every descriptor that shared it.
+Files that are only on their way in a message are found through the kind that carries them.
 """
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import os
+import resource
+import socket
+import stat as modes
 import struct
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cmp_to_key
 from typing import Any, ClassVar
 
+from crhpc.errors import OtherMachine
 from crhpc.kernel import descriptors, pidfd, proc
+from crhpc.kernel.tracee import Tracee
 from crhpc.resources import Cut, Kind, Phase, at
 from crhpc.resources.context import Dump, OpenFile, Restore, Task
 
@@ -25,6 +31,7 @@ STATUS_FLAGS = os.O_APPEND | os.O_NONBLOCK | os.O_ASYNC | os.O_DIRECT | os.O_NOA
 """What F_SETFL can change (fcntl(2))."""
 
 _F_SETOWN_EX, _F_GETOWN_EX, _F_SETSIG, _F_GETSIG = 15, 16, 10, 11
+_F_OWNER_TID, _F_OWNER_PGRP = 0, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +63,8 @@ class FileKind(Kind):
 
     priority: ClassVar[int] = 0
     """Kinds with a higher one are asked first."""
+    status_flags: ClassVar[int] = STATUS_FLAGS
+    """Those that are set anew."""
 
     def matches(self, file: OpenFile, ctx: Dump) -> bool:
         """Whether this kind of file is it."""
@@ -64,6 +73,13 @@ class FileKind(Kind):
     def refusal(self, file: OpenFile, ctx: Dump) -> tuple[str, str] | None:
         """What can't be saved of it, and the cure; asked before anything has been touched."""
         return None
+
+    def carried(self, file: OpenFile, ctx: Dump) -> list[int]:
+        """Local descriptors of files that are on their way inside this one; the caller closes them.
+
+        Asked before anything has been touched; ``ctx.carried`` then has the ids of the files, in this order.
+        """
+        return []
 
     def dump(self, file: OpenFile, ctx: Dump) -> Any:
         """Its record, a dataclass whose ``id`` is the file's; None where it follows at a later moment."""
@@ -89,23 +105,27 @@ class FilesKind(Kind):
     name = "files"
     records = (File, Descriptor)
     saved = "descriptor tables, sharing of open files by dup and fork, flags, offsets, owners, close-on-exec"
-    refused = "descriptor tables shared by several processes (clone with CLONE_FILES)"
+    refused = "descriptor tables shared by several processes, or of a thread's own (clone or unshare with CLONE_FILES)"
 
     @at(Cut.INSPECT)
     def inspect(self, ctx: Dump) -> None:
-        ctx.open_files = {file.id: file for file in open_files(ctx)}
+        _check_tables(ctx)
+        files = _OpenFiles(ctx)
         kinds = file_kinds()
         owners: dict[int, FileKind] = {}
         ctx.state["kind of file"] = owners
-        for file in ctx.open_files.values():
+        for file in files.of_tasks():
             kind = next((kind for kind in kinds if kind.matches(file, ctx)), None)
             if kind is None:
-                raise ctx.refuse(f"descriptor {file.fd} ({file.link})", file.task, "close it, or turn off what opens it")
+                raise ctx.refuse(f"descriptor {file.fd} ({_described(ctx, file)})", file.bearer,
+                                 "close it, or turn off what opens it")
             owners[file.id] = kind
+            files.add_carried(file, kind.carried(file, ctx))
+        ctx.open_files = {file.id: file for file in files.found}
         for file in ctx.open_files.values():
             problem = owners[file.id].refusal(file, ctx)
             if problem is not None:
-                raise ctx.refuse(f"descriptor {file.fd}: {problem[0]}", file.task, problem[1])
+                raise ctx.refuse(f"descriptor {file.fd}: {problem[0]}", file.bearer, problem[1])
 
     @at(Cut.COLLECT)
     def dump(self, ctx: Dump) -> None:
@@ -116,16 +136,23 @@ class FilesKind(Kind):
             if row is not None:
                 ctx.add(row)
             for task, fd in file.holders:
-                flags = proc.fdinfo(task.host, fd).flags
-                ctx.add(Descriptor(task.pid, fd, file.id, bool(flags & os.O_CLOEXEC)))
+                ctx.add(Descriptor(task.pid, fd, file.id, (task.host, fd) in file.close_on_exec))
+
+    @at(Phase.CHECK)
+    def check(self, ctx: Restore) -> None:
+        _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        highest = max((row.fd for row in ctx.rows(Descriptor)), default=0)
+        if highest >= hard:
+            raise OtherMachine(image=ctx.image, what=f"the job has a descriptor {highest}, no more than {hard} are allowed",
+                               cure="raise the hard limit of open files (ulimit -Hn)")
 
     @at(Phase.OPEN)
     def open_all(self, ctx: Restore) -> None:
         kinds = {kind.name: kind for kind in file_kinds()}
+        records = {name: {row.id: row for record in kind.records for row in ctx.rows(record) if hasattr(row, "id")}
+                   for name, kind in kinds.items()}
         for file in ctx.rows(File):
-            kind = kinds[file.kind]
-            record = next(row for record in kind.records for row in ctx.rows(record) if getattr(row, "id", None) == file.id)
-            fd = kind.restore(record, file, ctx)
+            fd = kinds[file.kind].restore(records[file.kind][file.id], file, ctx)
             if fd >= 0:
                 ctx.hold_file(file.id, fd)
 
@@ -145,9 +172,13 @@ class FilesKind(Kind):
 
     @at(Phase.STATE)
     def set_flags(self, ctx: Restore) -> None:
+        kinds = {kind.name: kind for kind in file_kinds()}
+        first: dict[int, Descriptor] = {}
+        for row in ctx.rows(Descriptor):
+            first.setdefault(row.file, row)
         for file in ctx.rows(File):
             if not file.flags & O_PATH:
-                _set_flags(ctx, file, ctx.open_files[file.id])
+                _set_flags(ctx, file, kinds[file.kind].status_flags, first.get(file.id))
 
 
 def holder(ctx: Restore, number: int) -> Task:
@@ -158,24 +189,62 @@ def holder(ctx: Restore, number: int) -> Task:
     return ctx.tasks[holders.get(number, min(ctx.tasks))]
 
 
-def open_files(ctx: Dump) -> list[OpenFile]:
-    """Every open file description of the tasks, once."""
-    groups: dict[tuple[object, ...], list[OpenFile]] = {}
-    found: list[OpenFile] = []
+# -- dump -----------------------------------------------------------------------------------------------
+def _check_tables(ctx: Dump) -> None:
+    """Refuse tables that are not each one process's."""
+    def compare(a: Task, b: Task) -> int:
+        return {0: 0, 1: -1, 2: 1}[pidfd.kcmp(a.host, b.host, pidfd.KCMP_FILES)]
+
+    ordered = sorted(ctx.tasks, key=cmp_to_key(compare))
+    for before, task in zip(ordered, ordered[1:], strict=False):
+        if compare(before, task) == 0:
+            raise ctx.refuse(f"a descriptor table that it shares with pid {before.pid}", task,
+                             "start processes without CLONE_FILES")
     for task in ctx.tasks:
-        for fd in proc.fds(task.host):
-            file = _look(ctx, task, fd)
-            key = (file.link, file.info.flags & ~os.O_CLOEXEC, file.info.position, file.stat.st_dev, file.stat.st_ino)
-            same = _find_or_insert(groups.setdefault(key, []), file)
-            if same is file:
-                found.append(file)
-            same.holders.append((task, fd))
-    return found
+        for tracee in task.threads.values():
+            if tracee.tid != task.host and pidfd.kcmp(task.host, tracee.tid, pidfd.KCMP_FILES) != 0:
+                raise ctx.refuse("a thread with a descriptor table of its own", task, "run it without unshare(CLONE_FILES)")
 
 
-def _look(ctx: Dump, task: Task, fd: int) -> OpenFile:
-    path = f"/proc/{task.host}/fd/{fd}"
-    return OpenFile(ctx.new_id(), task, fd, os.readlink(path), proc.fdinfo(task.host, fd), os.stat(path))
+class _OpenFiles:
+    """Gathers descriptions, each once; more may be found on the way while they are walked."""
+
+    def __init__(self, ctx: Dump) -> None:
+        self.ctx = ctx
+        self.found: list[OpenFile] = []
+        self._groups: dict[tuple[object, ...], list[OpenFile]] = {}
+
+    def of_tasks(self) -> Iterator[OpenFile]:
+        """Every description of the tasks, then those that ``add_carried`` was given meanwhile."""
+        for task in self.ctx.tasks:
+            for fd in proc.fds(task.host):
+                file = self._add(task, fd, task)
+                file.holders.append((task, fd))
+        at = 0
+        while at < len(self.found):
+            yield self.found[at]
+            at += 1
+
+    def add_carried(self, carrier: OpenFile, fds: list[int]) -> None:
+        """Files in messages, as local descriptors; these are this process's, and so is their task."""
+        if not fds:
+            return
+        for fd in fds:
+            self.ctx.closing.callback(os.close, fd)
+        me = Task(carrier.bearer.pid, os.getpid(), Tracee(os.getpid(), os.getpid()))
+        self.ctx.carried[carrier.id] = [self._add(me, fd, carrier.bearer).id for fd in fds]
+
+    def _add(self, task: Task, fd: int, bearer: Task) -> OpenFile:
+        path = f"/proc/{task.host}/fd/{fd}"
+        info, stat = proc.fdinfo(task.host, fd), os.stat(path)
+        file = OpenFile(self.ctx.new_id(), task, fd, os.readlink(path), info, stat, bearer)
+        key = (file.link, info.flags & ~os.O_CLOEXEC, info.position, stat.st_dev, stat.st_ino)
+        same = _find_or_insert(self._groups.setdefault(key, []), file)
+        if same is file:
+            self.found.append(file)
+        if info.flags & os.O_CLOEXEC:
+            same.close_on_exec.add((task.host, fd))
+        return same
 
 
 def _find_or_insert(ordered: list[OpenFile], file: OpenFile) -> OpenFile:
@@ -192,52 +261,87 @@ def _find_or_insert(ordered: list[OpenFile], file: OpenFile) -> OpenFile:
     return file
 
 
+def _described(ctx: Dump, file: OpenFile) -> str:
+    """What a file is that no kind knows."""
+    if not modes.S_ISSOCK(file.stat.st_mode) or file.info.flags & O_PATH:
+        return file.link
+    with socket.socket(fileno=os.dup(ctx.take(file.task, file.fd))) as sock:
+        family = getattr(sock.family, "name", f"family {sock.family}")
+        return f"a socket of type {family}, {getattr(sock.type, 'name', sock.type)}, protocol {sock.proto}"
+
+
 def _file_row(ctx: Dump, file: OpenFile, kind: FileKind) -> File:
     owner_type, owner, number = 0, 0, 0
     if not file.info.flags & O_PATH:
-        raw = fcntl.fcntl(ctx.take(file.task, file.fd), _F_GETOWN_EX, struct.pack("ii", 0, 0))
-        owner_type, host = struct.unpack("ii", raw)
-        if host:
-            owner = _pod_number(ctx, owner_type, host)
-            number = fcntl.fcntl(ctx.take(file.task, file.fd), _F_GETSIG)
-    return File(file.id, kind.name, file.info.flags & ~os.O_CLOEXEC, file.info.position, owner_type, owner, number, file.link)
+        with _copied(file) as fd:
+            owner_type, host = struct.unpack("ii", fcntl.fcntl(fd, _F_GETOWN_EX, struct.pack("ii", 0, 0)))
+            owner = _pod_number(ctx, owner_type, host) if host else 0
+            number = fcntl.fcntl(fd, _F_GETSIG)
+    return File(file.id, kind.name, file.info.flags & ~os.O_CLOEXEC, file.info.position, owner_type, owner, number,
+                file.link)
+
+
+@contextlib.contextmanager
+def _copied(file: OpenFile) -> Iterator[int]:
+    """A descriptor of the file for a moment; the one that a kind has taken anyway, where there is one."""
+    if file.copy >= 0:
+        yield file.copy
+        return
+    fd = pidfd.take_fd(file.task.host, file.fd)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _pod_number(ctx: Dump, owner_type: int, host: int) -> int:
-    """The pod's number of a thread (type 0), process (1) or group (2) that is known by this node's."""
+    """The pod's number of a thread, process or group that is known by this node's."""
     for task in ctx.tasks:
-        if owner_type == 0:
+        if owner_type == _F_OWNER_TID:
             for tid, tracee in task.threads.items():
                 if tracee.tid == host:
                     return tid
+        elif owner_type == _F_OWNER_PGRP:
+            if proc.stat(task.host).pgrp == host:
+                return proc.status(task.host).inner("NSpgid")
         elif task.host == host:
             return task.pid
     return 0
 
 
+# -- restore --------------------------------------------------------------------------------------------
 def _install(ctx: Restore, task: Task, rows: list[Descriptor]) -> None:
-    """Receive each file once, at a number above all that are wanted, then put it where it belongs."""
+    """Receive each file once, at the lowest numbers, then put each where it belongs.
+
+    A file that sits where another belongs makes way first; no number above those that are wanted is needed.
+    """
     files = sorted({row.file for row in rows})
-    top = max((row.fd for row in rows), default=0)
-    with _room_for_descriptors(ctx, task, top + 1 + len(files)):
-        numbers = descriptors.push(ctx.control, task.area, ctx.control_number, [ctx.open_files[number] for number in files])
+    wanted = {row.fd for row in rows}
+    with _room_for_descriptors(task):
+        numbers = descriptors.push(ctx.control, task.area, ctx.control_number, [ctx.open_files[n] for n in files])
+        where = dict(zip(files, numbers, strict=True))
+        taken = dict(zip(numbers, files, strict=True))
+        spare = (n for n in range(1 << 30) if n not in wanted and n not in numbers and n != ctx.control_number)
+        used: list[int] = []
         with task.area.batch() as batch:
-            where: dict[int, int] = {}
-            for index, (file, number) in enumerate(zip(files, numbers, strict=True)):
-                where[file] = top + 1 + index   # below the control socket's number, see engine/restore.py
-                if number != where[file]:
-                    batch.call("dup3", number, where[file], 0)
-            batch.call("close_range", 0, top, 0)
             for row in rows:
-                batch.call("dup3", where[row.file], row.fd, os.O_CLOEXEC if row.close_on_exec else 0)
-            batch.call("close_range", top + 1, ctx.control_number - 1, 0)
+                other = taken.get(row.fd)
+                if other is not None and other != row.file and where[other] == row.fd:
+                    used.append(next(spare))
+                    batch.call("dup3", row.fd, used[-1], 0)
+                    where[other] = used[-1]
+                flags = os.O_CLOEXEC if row.close_on_exec else 0
+                if where[row.file] != row.fd:
+                    batch.call("dup3", where[row.file], row.fd, flags)
+                elif flags:
+                    batch.call("fcntl", row.fd, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+            for number in {*numbers, *used} - wanted:
+                batch.call("close", number)
 
 
 @contextlib.contextmanager
-def _room_for_descriptors(ctx: Restore, task: Task, top: int) -> Any:
-    """The stub's own limit of open files must hold twice the descriptors for a moment."""
-    import resource
-
+def _room_for_descriptors(task: Task) -> Iterator[None]:
+    """The stub's own limit of open files must hold all for a moment."""
     soft, hard = resource.prlimit(task.host, resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.prlimit(task.host, resource.RLIMIT_NOFILE, (hard, hard))
@@ -245,25 +349,30 @@ def _room_for_descriptors(ctx: Restore, task: Task, top: int) -> Any:
     resource.prlimit(task.host, resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def _set_flags(ctx: Restore, file: File, fd: int) -> None:
+def _set_flags(ctx: Restore, file: File, settable: int, row: Descriptor | None) -> None:
+    fd = ctx.open_files[file.id]
     now = fcntl.fcntl(fd, fcntl.F_GETFL)
-    wanted = now & ~STATUS_FLAGS | file.flags & STATUS_FLAGS
-    if now != wanted:
-        fcntl.fcntl(fd, fcntl.F_SETFL, wanted)
+    wanted = now & ~settable | file.flags & settable
+    if now | os.O_ASYNC != wanted | os.O_ASYNC:
+        fcntl.fcntl(fd, fcntl.F_SETFL, wanted & ~os.O_ASYNC)
     if file.owner:
         host = _host_number(ctx, file)
         if host:
             fcntl.fcntl(fd, _F_SETOWN_EX, struct.pack("ii", file.owner_type, host))
     if file.signal:
         fcntl.fcntl(fd, _F_SETSIG, file.signal)
+    if wanted & os.O_ASYNC and row is not None:   # by the task: its number is what si_fd will show
+        ctx.tasks[row.pid].call("fcntl", row.fd, fcntl.F_SETFL, wanted)
 
 
 def _host_number(ctx: Restore, file: File) -> int:
     for task in ctx.tasks.values():
-        if file.owner_type == 0 and file.owner in task.threads:
-            return task.threads[file.owner].tid
-        if file.owner_type != 0 and task.pid == file.owner:
+        if file.owner_type == _F_OWNER_TID:
+            if file.owner in task.threads:
+                return task.threads[file.owner].tid
+        elif file.owner_type == _F_OWNER_PGRP:
+            if proc.status(task.host).inner("NSpgid") == file.owner:
+                return proc.stat(task.host).pgrp
+        elif task.pid == file.owner:
             return task.host
     return 0
-
-

@@ -241,9 +241,9 @@ def _bind(ctx: Restore, sock: socket.socket, record: InetSocket) -> None:
 
 
 def _only_left_over(record: InetSocket) -> bool:
-    """Whether the port is held by nothing but connections in TIME_WAIT."""
-    states = {row.state for row in sockdiag.inet_sockets(record.protocol) if row.local[1] == record.local_port}
-    return states == {sockdiag.TCP_TIME_WAIT}
+    """Whether the port is held by nothing but connections that nobody has open any more, as in TIME_WAIT."""
+    rows = [row for row in sockdiag.inet_sockets(record.protocol) if row.local[1] == record.local_port]
+    return bool(rows) and all(row.inode == 0 and row.state != sockdiag.TCP_LISTEN for row in rows)
 
 
 def _set_all(sock: socket.socket, record: InetSocket) -> None:

@@ -44,6 +44,7 @@ class StandardStream:
 class StdioKind(FileKind):
     name = "stdio"
     priority = 100
+    status_flags = os.O_NONBLOCK | os.O_ASYNC
     records = (StandardStream,)
     saved = "which of the user's standard streams it is; of a regular file, length and contents (to 64 MiB)"
     refused = ""

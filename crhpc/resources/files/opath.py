@@ -1,0 +1,53 @@
+"""Descriptors that are only a place in the file tree (open(2), O_PATH), whatever is at that place.
+
+Opened again by path, by a task that had it open. The place must have its name still.
+"""
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from crhpc.errors import FileGone
+from crhpc.resources.context import Dump, OpenFile, Restore
+from crhpc.resources.files import O_PATH, File, FileKind, holder
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A file, directory, link, socket or fifo that was opened with O_PATH."""
+
+    id: int
+    path: str
+
+
+class PlaceKind(FileKind):
+    name = "place"
+    priority = 50
+    records = (Place,)
+    saved = "descriptors opened with O_PATH, of anything that has a name"
+    refused = "an O_PATH descriptor of something that has no name any more"
+
+    def matches(self, file: OpenFile, ctx: Dump) -> bool:
+        return bool(file.info.flags & O_PATH)
+
+    def refusal(self, file: OpenFile, ctx: Dump) -> tuple[str, str] | None:
+        try:
+            stat = os.lstat(ctx.pod.outside(file.link)) if file.link.startswith("/") else None
+        except OSError:
+            stat = None
+        if stat is None or (stat.st_dev, stat.st_ino) != (file.stat.st_dev, file.stat.st_ino):
+            return f"{file.link}, opened with O_PATH", "keep it as long as it is open"
+        return None
+
+    def dump(self, file: OpenFile, ctx: Dump) -> Place:
+        return Place(file.id, file.link)
+
+    def restore(self, record: Place, file: File, ctx: Restore) -> int:
+        task = holder(ctx, record.id)
+        task.leader.write(task.area.data, os.fsencode(record.path) + b"\0")
+        try:
+            number = task.call("open", task.area.data, file.flags | os.O_NOFOLLOW, 0)
+        except OSError as error:
+            raise FileGone(image=ctx.image, path=record.path, why=f"cannot be opened ({error.strerror})", pid=task.pid,
+                           program="a descriptor") from None
+        return ctx.take(task, number)
