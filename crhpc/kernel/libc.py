@@ -25,8 +25,8 @@ NR: dict[str, int] = {
     "setsid": 112, "setgroups": 116, "setresuid": 117, "setresgid": 119, "getpgid": 121, "setfsuid": 122,
     "setfsgid": 123, "getsid": 124, "capget": 125, "capset": 126, "rt_sigtimedwait": 128, "rt_sigqueueinfo": 129,
     "sigaltstack": 131, "personality": 135, "statfs": 137, "mlock": 149, "prctl": 157, "arch_prctl": 158, "chroot": 161,
-    "mount": 165, "umount2": 166, "sethostname": 170, "gettid": 186, "futex": 202, "getdents64": 217, "sched_setaffinity": 203,
-    "sched_getaffinity": 204, "set_tid_address": 218, "restart_syscall": 219, "timer_create": 222,
+    "mount": 165, "umount2": 166, "sethostname": 170, "gettid": 186, "futex": 202, "sched_setaffinity": 203,
+    "sched_getaffinity": 204, "getdents64": 217, "set_tid_address": 218, "restart_syscall": 219, "timer_create": 222,
     "timer_settime": 223, "timer_gettime": 224, "timer_getoverrun": 225, "timer_delete": 226, "clock_gettime": 228,
     "clock_nanosleep": 230, "exit_group": 231, "epoll_wait": 232, "epoll_ctl": 233, "waitid": 247,
     "ioprio_set": 251, "ioprio_get": 252, "inotify_add_watch": 254, "openat": 257, "unshare": 272,
@@ -35,7 +35,7 @@ NR: dict[str, int] = {
     "rt_tgsigqueueinfo": 297, "prlimit64": 302, "setns": 308, "process_vm_readv": 310, "process_vm_writev": 311,
     "kcmp": 312, "sched_setattr": 314, "sched_getattr": 315, "seccomp": 317, "memfd_create": 319,
     "userfaultfd": 323, "mlock2": 325, "rseq": 334, "pidfd_send_signal": 424, "pidfd_open": 434, "clone3": 435,
-    "close_range": 436, "pidfd_getfd": 438, "epoll_pwait2": 441,
+    "close_range": 436, "pidfd_getfd": 438, "epoll_pwait2": 441, "mseal": 462,
 }
 """System call numbers of x86-64 (arch/x86/entry/syscalls/syscall_64.tbl)."""
 

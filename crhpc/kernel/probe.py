@@ -44,7 +44,8 @@ _POD_STEPS = {
     "own /proc": "run outside containers that mask parts of /proc (docker: --security-opt systempaths=unconfined)",
     "own /dev/shm": "ask the administrator to allow mounts in user namespaces",
     "own terminals": "ask the administrator to allow devpts in user namespaces",
-    "chosen process ids": "a kernel from 5.5 on is needed, and clone3 must not be filtered (docker: seccomp=unconfined)",
+    "chosen process ids": "a kernel from 5.5 on is needed, and clone3 must not be filtered "
+                          "(docker: seccomp=unconfined)",
     "time namespace": "a kernel with CONFIG_TIME_NS is needed",
 }
 
@@ -66,11 +67,16 @@ def _pod() -> list[Capability]:
 
 # -- tracing --------------------------------------------------------------------------------------------
 def _tracing() -> list[Capability]:
-    child = subprocess.Popen(["sleep", str(_SECONDS)], stdin=subprocess.DEVNULL)
+    child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+    assert child.stdin is not None and child.stdout is not None
     try:
+        child.stdin.write(b"x")
+        child.stdout.read(1)   # before that it may still be in execve(2), without most of its mappings
         steps: list[tuple[str, Callable[[], object], str]] = [
-            ("ptrace", lambda: _stop(child.pid), "ask for kernel.yama.ptrace_scope below 2, and for ptrace in the container"),
-            ("memory of other processes", lambda: _read_memory(child.pid), "a kernel with CONFIG_CROSS_MEMORY_ATTACH is needed"),
+            ("ptrace", lambda: _stop(child.pid),
+             "ask for kernel.yama.ptrace_scope below 2, and for ptrace in the container"),
+            ("memory of other processes", lambda: _read_memory(child.pid),
+             "a kernel with CONFIG_CROSS_MEMORY_ATTACH is needed"),
             ("kcmp", lambda: pidfd.kcmp(os.getpid(), child.pid, pidfd.KCMP_FILE, 2, 2),
              "a kernel with CONFIG_CHECKPOINT_RESTORE or CONFIG_KCMP is needed"),
             ("pidfd_getfd", lambda: os.close(pidfd.take_fd(child.pid, 0)), "a kernel from 5.6 on is needed"),
@@ -78,6 +84,8 @@ def _tracing() -> list[Capability]:
         return [_tried(name, action, cure) for name, action, cure in steps]
     finally:
         child.kill()
+        child.stdin.close()
+        child.stdout.close()
         child.wait()
 
 

@@ -23,6 +23,11 @@ def read(path: str) -> bytes:
     return b"".join(parts)
 
 
+def _lines(content: bytes) -> list[bytes]:
+    """What the kernel ends with a newline; names may hold all else that Python takes for the end of a line."""
+    return content.removesuffix(b"\n").split(b"\n") if content else []
+
+
 # -- tasks --------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class Stat:
@@ -63,9 +68,10 @@ def parse_stat(content: bytes) -> Stat:
 
     return Stat(
         pid=int(pid), comm=os.fsdecode(comm), state=fields[0].decode(), ppid=field(4), pgrp=field(5), session=field(6),
-        tty=field(7), foreground=field(8), nice=field(19), start_time=field(22), processor=field(39), start_code=field(26),
-        end_code=field(27), start_stack=field(28), start_data=field(45), end_data=field(46), start_brk=field(47),
-        arg_start=field(48), arg_end=field(49), env_start=field(50), env_end=field(51), exit_code=field(52))
+        tty=field(7), foreground=field(8), nice=field(19), start_time=field(22), processor=field(39),
+        start_code=field(26), end_code=field(27), start_stack=field(28), start_data=field(45), end_data=field(46),
+        start_brk=field(47), arg_start=field(48), arg_end=field(49), env_start=field(50), env_end=field(51),
+        exit_code=field(52))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +95,7 @@ class Status:
 
 
 def parse_status(content: bytes) -> Status:
-    pairs = (line.partition(":") for line in os.fsdecode(content).splitlines())
+    pairs = (os.fsdecode(line).partition(":") for line in _lines(content))
     return Status({name: value.strip() for name, _, value in pairs})
 
 
@@ -220,7 +226,7 @@ def parse_maps_line(line: bytes) -> Mapping:
 
 
 def parse_maps(content: bytes) -> list[Mapping]:
-    return [parse_maps_line(line) for line in content.splitlines()]
+    return [parse_maps_line(line) for line in _lines(content)]
 
 
 def parse_smaps(content: bytes) -> list[Mapping]:
@@ -228,7 +234,7 @@ def parse_smaps(content: bytes) -> list[Mapping]:
     found: list[Mapping] = []
     head: Mapping | None = None
     swap, page_size = 0, 4096
-    for line in content.splitlines():
+    for line in _lines(content):
         word = line.split(None, 1)[0] if line else b""
         if not word.endswith(b":"):
             head = parse_maps_line(line)
@@ -277,7 +283,7 @@ class FdInfo:
 def parse_fdinfo(content: bytes) -> FdInfo:
     known = {"pos": "0", "flags": "0", "mnt_id": "0", "ino": "0"}
     extra: list[tuple[str, str]] = []
-    for line in os.fsdecode(content).splitlines():
+    for line in map(os.fsdecode, _lines(content)):
         name, _, value = line.partition(":")
         if name in known and not extra:
             known[name] = value.strip()
@@ -336,7 +342,7 @@ class PosixTimer:
 
 def parse_timers(content: bytes) -> list[PosixTimer]:
     found: list[PosixTimer] = []
-    for block in content.decode().split("ID: ")[1:]:
+    for block in ("\n" + content.decode()).split("\nID: ")[1:]:
         lines = block.splitlines()
         fields = dict(line.split(": ", 1) for line in lines[1:])
         signal, _, value = fields["signal"].partition("/")

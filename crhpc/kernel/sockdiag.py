@@ -102,13 +102,17 @@ def unix_sockets() -> dict[int, UnixSocket]:
         queued, backlog = struct.unpack("=II", more.get(_UNIX_RQLEN, bytes(8)))
         vfs_inode, vfs_device = struct.unpack("=II", more.get(_UNIX_VFS, bytes(8)))
         device = os.makedev(vfs_device >> 20, vfs_device & 0xFFFFF)   # the kernel's own dev_t
-        found[inode] = UnixSocket(inode, kind, state, more.get(_UNIX_NAME, b""), peer, queued, backlog,
+        name = more.get(_UNIX_NAME, b"")
+        if name[:1] != b"\0":
+            name = name.partition(b"\0")[0]   # a path ends with a zero
+        found[inode] = UnixSocket(inode, kind, state, name, peer, queued, backlog,
                                   (device if vfs_inode else 0, vfs_inode), more.get(_UNIX_SHUTDOWN, b"\0")[0],
                                   struct.unpack(f"={len(waiting) // 4}I", waiting))
     return found
 
 
-def inet_sockets(protocol: int = socket.IPPROTO_TCP, families: tuple[int, ...] = (socket.AF_INET, socket.AF_INET6)) -> list[InetSocket]:
+def inet_sockets(protocol: int = socket.IPPROTO_TCP,
+                 families: tuple[int, ...] = (socket.AF_INET, socket.AF_INET6)) -> list[InetSocket]:
     """All sockets of a protocol in this network namespace; those that wait to be accepted have inode 0."""
     found: list[InetSocket] = []
     for family in families:

@@ -8,7 +8,7 @@ import struct
 _SO_BUF_LOCK, _SNDBUF_LOCK, _RCVBUF_LOCK = 72, 1, 2
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 _SO_RCVTIMEO, _SO_SNDTIMEO, _SO_PRIORITY, _SO_OOBINLINE = 20, 21, 12, 10
-_SO_TIMESTAMP, _SO_PASSSEC, _SO_BUSY_POLL = 29, 34, 46
+_SO_TIMESTAMP, _SO_PASSSEC, _SO_PEEK_OFF, _SO_PASSPIDFD = 29, 34, 42, 76
 _IP_TOS, _IP_TTL, _IPV6_TCLASS, _IPV6_UNICAST_HOPS, _IPV6_V6ONLY = 1, 2, 67, 16, 26
 _ENTRY = struct.Struct("<iiI")
 
@@ -17,7 +17,7 @@ Option = tuple[int, int]
 OPTIONS_SOCKET: tuple[Option, ...] = tuple((socket.SOL_SOCKET, name) for name in (
     socket.SO_KEEPALIVE, socket.SO_LINGER, socket.SO_REUSEADDR, socket.SO_REUSEPORT, socket.SO_BROADCAST,
     socket.SO_RCVLOWAT, _SO_RCVTIMEO, _SO_SNDTIMEO, _SO_PRIORITY, _SO_OOBINLINE, socket.SO_PASSCRED, _SO_TIMESTAMP,
-    socket.SO_DONTROUTE))
+    socket.SO_DONTROUTE, _SO_PEEK_OFF, _SO_PASSSEC, _SO_PASSPIDFD))
 """Those of every socket; buffer sizes are handled apart."""
 
 OPTIONS_INET: tuple[Option, ...] = ((socket.IPPROTO_IP, _IP_TOS), (socket.IPPROTO_IP, _IP_TTL))
@@ -73,3 +73,18 @@ def _set_buffer(sock: socket.socket, name: int, value: bytes) -> None:
         sock.setsockopt(socket.SOL_SOCKET, force, value)
     except PermissionError:
         sock.setsockopt(socket.SOL_SOCKET, name, value)
+
+
+def grow_send_buffer(sock: socket.socket) -> tuple[int, int]:
+    """Double the send buffer; what ``restore_send_buffer`` takes."""
+    size = sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+    lock = sock.getsockopt(socket.SOL_SOCKET, _SO_BUF_LOCK)
+    _set_buffer(sock, socket.SO_SNDBUF, struct.pack("i", size))   # doubled by the kernel
+    return size, lock
+
+
+def restore_send_buffer(sock: socket.socket, before: tuple[int, int]) -> None:
+    """The size that it had, tuned by the kernel again where it was."""
+    size, lock = before
+    _set_buffer(sock, socket.SO_SNDBUF, struct.pack("i", size // 2))
+    sock.setsockopt(socket.SOL_SOCKET, _SO_BUF_LOCK, lock)

@@ -29,6 +29,7 @@ NO_CALL = (1 << 64) - 1
 
 _WALL = 0x40000000
 _SYSCALL_STOP = signal.SIGTRAP | 0x80
+_FAULTS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGSYS)
 _INSTRUCTION = b"\x0f\x05"
 
 RUNNER = bytes.fromhex(
@@ -225,7 +226,7 @@ class Tracee:
                 if ptrace.get_registers(self.tid).rip != end:
                     raise libc.os_error(f"the runner in thread {self.tid} strayed", 14)
                 return
-            if event(status) == 0 and os.WSTOPSIG(status) in (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGSYS):
+            if event(status) == 0 and os.WSTOPSIG(status) in _FAULTS:
                 raise libc.os_error(f"signal {os.WSTOPSIG(status)} in the runner of thread {self.tid}", 14)
             self._pass_by(status)
 

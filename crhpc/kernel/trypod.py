@@ -65,7 +65,8 @@ def _try_inside(attempt: Callable[[str, Callable[[], object]], None]) -> None:
 
     attempt("own /proc", own_proc)
     attempt("own /dev/shm", lambda: namespaces.mount("tmpfs", "/dev/shm", "tmpfs"))
-    attempt("own terminals", lambda: namespaces.mount("devpts", "/dev/pts", "devpts", options="newinstance,ptmxmode=0666"))
+    attempt("own terminals",
+            lambda: namespaces.mount("devpts", "/dev/pts", "devpts", options="newinstance,ptmxmode=0666"))
     attempt("chosen process ids", chosen)
 
 

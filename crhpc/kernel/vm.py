@@ -18,7 +18,8 @@ from crhpc.kernel import libc
 from crhpc.kernel.libc import PAGE
 
 IOV_MAX = 1024
-_signature = (ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong)
+_signature = (ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_ulong,
+              ctypes.c_ulong)
 _readv = libc.function("process_vm_readv", *_signature)
 _writev = libc.function("process_vm_writev", *_signature)
 
@@ -164,7 +165,8 @@ def scan(pagemap: int, start: int, end: int, *, private_file: bool, guard: int =
             if found and found[-1][0] + found[-1][1] * PAGE == first:
                 first = found.pop()[0]
             found.append((first, (last - first) // PAGE))
-        start = arg[4]
+        # where the vector is full at the very end, walk_end may lie before the last region (seen on Linux 6.18)
+        start = max(arg[4], regions[3 * count - 2] if count else 0)
     return own, guards
 
 

@@ -17,8 +17,8 @@ class CloneArgs(ctypes.Structure):
     """struct clone_args of <linux/sched.h>."""
 
     _fields_ = [(name, ctypes.c_uint64) for name in (
-        "flags", "pidfd", "child_tid", "parent_tid", "exit_signal", "stack", "stack_size", "tls", "set_tid", "set_tid_size",
-        "cgroup")]
+        "flags", "pidfd", "child_tid", "parent_tid", "exit_signal", "stack", "stack_size", "tls", "set_tid",
+        "set_tid_size", "cgroup")]
 
 
 def test_clone_args():

@@ -75,6 +75,7 @@ def test_options_that_do_not_exist(sleeper):
 
 # -- stopping -----------------------------------------------------------------------------------------
 def test_seize_does_not_stop(sleeper):
+    until(lambda: state(sleeper) == SLEEPING, "it does not wait")
     ptrace.seize(sleeper, 0)
     assert state(sleeper) == SLEEPING
     assert proc.status(sleeper).number("TracerPid") == os.getpid()

@@ -146,7 +146,8 @@ wait()
 
 # -- which pages are there ----------------------------------------------------------------------------
 WAYS = {
-    "scan": lambda pagemap, start, end, private: vm.scan(pagemap, start, end, private_file=private, guard=vm._guard_is_known),
+    "scan": lambda pagemap, start, end, private: vm.scan(pagemap, start, end, private_file=private,
+                                                         guard=vm._guard_is_known),
     "read": vm._populated_by_reading}
 
 
@@ -270,19 +271,22 @@ def _pages(runs: list[tuple[int, int]]) -> set[int]:
 
 
 def test_populated_takes_the_way_that_there_is(monkeypatch):
+    answers: list[int] = []
+
     def missing(*arguments, **options):
-        raise OSError(number, os.strerror(number), "PAGEMAP_SCAN")
+        raise OSError(answers[-1], os.strerror(answers[-1]), "PAGEMAP_SCAN")
 
     with target(_MAP + "at = new(8)\ntouch(at, 2)\nsay(at)\nwait()") as subject, \
             open(f"/proc/{subject.pid}/pagemap", "rb") as pagemap:
         (at,) = subject.numbers()
         monkeypatch.setattr(vm, "scan", missing)
         for number in (errno.EINVAL, errno.ENOTTY):
+            answers.append(number)
             monkeypatch.setattr(vm, "_guard_is_known", 256)
             own, guards = vm.populated(pagemap.fileno(), at, at + 8 * PAGE, private_file=False)
             assert at + 2 * PAGE in _pages(own)
             assert guards == []
-        number = errno.EPERM
+        answers.append(errno.EPERM)
         with pytest.raises(PermissionError):
             vm.populated(pagemap.fileno(), at, at + PAGE, private_file=False)
 
