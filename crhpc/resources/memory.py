@@ -2,52 +2,50 @@
 
 Read from ``smaps``, ``stat``, ``auxv`` and the page map. A page counts when it is the process's own; pages
 that are still a file's are not saved, but the file is fingerprinted and a change is refused at restart.
-Rebuilt inside a stub: everything of the stub's own goes, the vdso moves to where the image had it, the
-mappings are made with their final protection and filled through ``/proc/PID/mem``.
+Rebuilt inside a stub (space.py): the mappings are made with their final protection and filled through
+``/proc/PID/mem``; guards, locks and seals come when they are full.
 """
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-import resource
 import struct
 from dataclasses import dataclass, field
 
-from crhpc.errors import FileGone, OtherMachine
+from crhpc.errors import FileGone
 from crhpc.image.pages import ZERO
 from crhpc.image.records import U64
-from crhpc.kernel import descriptors, proc, ptrace, vm
+from crhpc.kernel import proc, vm
 from crhpc.kernel.libc import PAGE
-from crhpc.kernel.tracee import Area, Batch
 from crhpc.resources import Cut, Kind, Phase, at
 from crhpc.resources.context import Dump, Restore, Task
+from crhpc.resources.space import (
+    ANONYMOUS,
+    CONTENTS,
+    FILE,
+    KERNEL,
+    SHARED,
+    SYSV,
+    Vma,
+    lock,
+    map_all,
+    seal,
+    vacate,
+)
 
-TASK_SIZE = 0x7FFFFFFFF000
-_AREA_SIZE = 1 << 20
-_KERNEL_PAGES_ROOM = 1 << 20
-_MAP_SHARED, _MAP_PRIVATE, _MAP_FIXED, _MAP_ANONYMOUS = 1, 2, 0x10, 0x20
-_MAP_GROWSDOWN, _MAP_NORESERVE, _MAP_FIXED_NOREPLACE = 0x100, 0x4000, 0x100000
-_MREMAP_MOVE_FIXED = 3
 _PR_SET_MM, _PR_SET_MM_MAP = 35, 14
-_PR_SET_VMA, _PR_SET_VMA_ANON_NAME = 0x53564D41, 0
-_MADV_GUARD_INSTALL, _MLOCK_ONFAULT = 102, 1
-_SHM_RDONLY, _SHM_EXEC = 0o10000, 0o100000
+_MADV_GUARD_INSTALL = 102
 
-_ADVICE = {"dd": 16, "dc": 10, "wf": 18, "mg": 12, "hg": 14, "nh": 15, "sr": 2, "rr": 1}
-"""VmFlags and the madvise(2) that sets each."""
-
-_REFUSED = {"pf": "memory of a device", "io": "memory of a device", "mm": "memory of a device", "ht": "huge pages of hugetlbfs",
-            "ss": "a shadow stack", "um": "memory watched by userfaultfd", "uw": "memory watched by userfaultfd"}
+_DEVICES = ("/[aio]", "anon_inode:", "/dev/infiniband", "/dev/nvidia", "/dev/dri", "/dev/kfd")
+_REFUSED = {"pf": "memory of a device", "io": "memory of a device", "mm": "memory of a device",
+            "ht": "huge pages of hugetlbfs", "ss": "a shadow stack",
+            "um": "memory watched by userfaultfd", "uw": "memory watched by userfaultfd"}
 _CURES = {
     "memory of a device": "keep the MPI off it (UCX_TLS=tcp,sm,self; OMPI_MCA_btl=self,sm,tcp; no GPU)",
     "huge pages of hugetlbfs": "use transparent huge pages instead (MAP_HUGETLB off)",
     "a shadow stack": "start the job with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off",
     "memory watched by userfaultfd": "turn that feature of the program off",
 }
-
-ANONYMOUS, FILE, CONTENTS, SHARED, SYSV, KERNEL = "anonymous", "file", "contents", "shared", "sysv", "kernel"
-"""What backs a mapping. ``contents``: a private mapping of a file whose name is gone, saved whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,21 +67,6 @@ class AddressSpace:
     env_end: U64
     auxv: bytes
     exe: str
-
-
-@dataclass(frozen=True, slots=True)
-class Vma:
-    """One mapping: a line of ``maps``."""
-
-    pid: int
-    start: U64
-    end: U64
-    protection: int
-    backing: str
-    shared_object: int = field(metadata={"doc": "id in the table shared_file, or the SysV id, or -1"})
-    offset: U64
-    path: str
-    flags: str = field(metadata={"doc": "VmFlags of smaps"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +105,8 @@ def backing(mapping: proc.Mapping) -> str:
 class MemoryKind(Kind):
     name = "memory"
     records = (AddressSpace, Vma, GuardRegion, MappedFile)
-    saved = ("private memory with its protection, madvise and mlock settings, guard regions and names, the heap's end, auxv, "
-             "/proc/PID/exe, the vdso at its address; of read-only file mappings a fingerprint")
+    saved = ("private memory with its protection, madvise and mlock settings, guard regions and names, the heap's end, "
+             "auxv, /proc/PID/exe, the vdso at its address; of read-only file mappings a fingerprint")
     refused = "memory of devices, hugetlbfs, shadow stacks, memory under userfaultfd, io_uring and AIO rings"
 
     @at(Cut.INSPECT)
@@ -133,9 +116,11 @@ class MemoryKind(Kind):
                 for flag in sorted(mapping.flags & _REFUSED.keys()):
                     if not mapping.special and not (flag == "mm" and mapping.inode == 0):
                         what = _REFUSED[flag]
-                        raise ctx.refuse(f"{what} ({mapping.name or 'anonymous'} at {mapping.start:#x})", task, _CURES[what])
-                if mapping.name.startswith(("/[aio]", "anon_inode:", "/dev/infiniband", "/dev/nvidia", "/dev/dri", "/dev/kfd")):
-                    raise ctx.refuse(f"the mapping of {mapping.path}", task, "run without asynchronous I/O rings, GPUs and InfiniBand")
+                        raise ctx.refuse(f"{what} ({mapping.name or 'anonymous'} at {mapping.start:#x})", task,
+                                         _CURES[what])
+                if mapping.name.startswith(_DEVICES):
+                    raise ctx.refuse(f"the mapping of {mapping.path}", task,
+                                     "run without asynchronous I/O rings, GPUs and InfiniBand")
 
     @at(Cut.COLLECT)
     def dump(self, ctx: Dump) -> None:
@@ -171,7 +156,7 @@ class MemoryKind(Kind):
         for pid, task in ctx.tasks.items():
             vmas = by_pid[pid]
             vacate(ctx, task, vmas)
-            _map_all(ctx, task, vmas)
+            map_all(ctx, task, vmas)
             _set_mm(task, spaces[pid])
 
     @at(Phase.PAGES)
@@ -189,8 +174,10 @@ class MemoryKind(Kind):
         for guard in ctx.rows(GuardRegion):
             ctx.tasks[guard.pid].call("madvise", guard.start, guard.end - guard.start, _MADV_GUARD_INSTALL)
         for vma in ctx.rows(Vma):
-            if "lo" in vma.flags.split() and vma.backing != KERNEL:
-                _lock(ctx, vma)
+            if vma.backing != KERNEL and "lo" in vma.flags.split():
+                lock(ctx, vma)
+            if vma.backing != KERNEL and "sl" in vma.flags.split():
+                seal(ctx.tasks[vma.pid], vma)
 
 
 # -- dump -----------------------------------------------------------------------------------------------
@@ -273,122 +260,6 @@ def _check_file(ctx: Restore, row: MappedFile) -> None:
         raise FileGone(image=ctx.image, path=row.path, why="has changed", pid=row.user, program=row.program)
 
 
-def _hole(taken: list[tuple[int, int]], size: int) -> int:
-    """The lowest address from 256 MiB up at which ``size`` bytes are free, a page apart from everything."""
-    at_least = 0x10000000
-    for start, end in sorted(taken):
-        if start - at_least >= size + 2 * PAGE:
-            break
-        at_least = max(at_least, end)
-    return at_least + PAGE
-
-
-def vacate(ctx: Restore, task: Task, vmas: list[Vma]) -> None:
-    """Empty a stub's address space but for a scratch area; put the vdso where the image has it."""
-    own = proc.maps(task.host)
-    old = {m.name: m for m in own if m.special and m.name != "[vsyscall]"}
-    new = {row.path: row for row in vmas if row.backing == KERNEL and row.path != "[vsyscall]"}
-    if {name: m.size for name, m in old.items()} != {name: row.end - row.start for name, row in new.items()}:
-        raise OtherMachine(image=ctx.image, what="this kernel's vdso has another layout",
-                           cure="restart on a node with the kernel of the checkpoint")
-    _unregister_rseq(task)
-    taken = [(m.start, m.end) for m in own if m.end <= TASK_SIZE] + [(row.start, row.end) for row in vmas]
-    start = _hole(taken, _AREA_SIZE + _KERNEL_PAGES_ROOM)
-    task.call("mmap", start, _AREA_SIZE, 7, _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_FIXED_NOREPLACE, -1, 0)
-    task.mapped_area = area = Area(task.leader, start, _AREA_SIZE)
-    task.leader.prepare(area.instruction)
-    with area.batch() as batch:
-        for low, high in ((0, ctx.control_number - 1), (ctx.control_number + 1, 0xFFFFFFFF)):
-            batch.call("close_range", low, high, 0)
-        waypoint = start + _AREA_SIZE
-        moves = []
-        for name, m in old.items():
-            batch.call("mremap", m.start, m.size, m.size, _MREMAP_MOVE_FIXED, waypoint)
-            moves.append(("mremap", waypoint, m.size, m.size, _MREMAP_MOVE_FIXED, new[name].start))
-            waypoint += m.size
-        batch.call("munmap", 0, start)
-        batch.call("munmap", waypoint, TASK_SIZE - waypoint)
-        for move in moves:
-            batch.call(*move)
-
-
-def _unregister_rseq(task: Task) -> None:
-    """The stub's own area would be written to by the kernel after its memory has gone."""
-    rseq = ptrace.rseq_configuration(task.host)
-    if rseq.address:
-        task.call("rseq", rseq.address, rseq.size, 1, rseq.signature)
-
-
-def _map_all(ctx: Restore, task: Task, vmas: list[Vma]) -> None:
-    numbers = _receive_shared(ctx, task, vmas)
-    free = next(n for n in range(len(numbers) + 2) if n not in numbers.values() and n != ctx.control_number)
-    with task.area.batch() as batch:
-        path = ""
-        for row in vmas:
-            if row.backing == FILE and row.path != path:
-                if path:
-                    batch.call("close", free)
-                batch.call("open", batch.string(row.path), os.O_RDONLY, 0)
-                path = row.path
-            _map(batch, row, free, numbers)
-        if path:
-            batch.call("close", free)
-        for row in vmas:
-            _advise(batch, row)
-        for low, high in ((0, ctx.control_number - 1), (ctx.control_number + 1, 0xFFFFFFFF)):
-            batch.call("close_range", low, high, 0)
-
-
-def _receive_shared(ctx: Restore, task: Task, vmas: list[Vma]) -> dict[tuple[int, bool], int]:
-    """Give a stub the shared objects that it maps; (object, writable) to its number there."""
-    wanted = sorted({(row.shared_object, "mw" in row.flags.split()) for row in vmas if row.backing == SHARED})
-    local = [ctx.held[number] if writable else ctx.readonly(number) for number, writable in wanted]
-    there = descriptors.push(ctx.control, task.area, ctx.control_number, local)
-    return dict(zip(wanted, there, strict=True))
-
-
-def _map(batch: Batch, row: Vma, fd: int, numbers: dict[tuple[int, bool], int]) -> None:
-    size = row.end - row.start
-    flags = row.flags.split()
-    extra = _MAP_FIXED_NOREPLACE | (_MAP_NORESERVE if "nr" in flags else 0)
-    if row.backing in (ANONYMOUS, CONTENTS):
-        extra |= _MAP_GROWSDOWN if "gd" in flags else 0
-        batch.call("mmap", row.start, size, row.protection, _MAP_PRIVATE | _MAP_ANONYMOUS | extra, -1, 0)
-    elif row.backing == FILE:
-        batch.call("mmap", row.start, size, row.protection, _MAP_PRIVATE | extra, fd, row.offset)
-    elif row.backing == SHARED:
-        number = numbers[row.shared_object, "mw" in flags]
-        batch.call("mmap", row.start, size, row.protection, _MAP_SHARED | extra, number, row.offset)
-    elif row.backing == SYSV:
-        access = (0 if "mw" in flags else _SHM_RDONLY) | (_SHM_EXEC if row.protection & 4 else 0)
-        batch.call("shmat", row.shared_object, row.start, access)
-        if row.protection != (3 if "mw" in flags else 1) | row.protection & 4:
-            batch.call("mprotect", row.start, size, row.protection)
-
-
-def _advise(batch: Batch, row: Vma) -> None:
-    if row.backing == KERNEL:
-        return
-    for flag in row.flags.split():
-        if flag in _ADVICE:
-            batch.call("madvise", row.start, row.end - row.start, _ADVICE[flag])
-    if row.path.startswith("[anon:"):
-        batch.call("prctl", _PR_SET_VMA, _PR_SET_VMA_ANON_NAME, row.start, row.end - row.start,
-                   batch.string(row.path[len("[anon:"):-1]))
-
-
-def _lock(ctx: Restore, row: Vma) -> None:
-    """mlock(2), up to the job's own hard limit; the soft one follows later, with the other limits."""
-    task = ctx.tasks[row.pid]
-    _soft, hard = resource.prlimit(task.host, resource.RLIMIT_MEMLOCK)
-    resource.prlimit(task.host, resource.RLIMIT_MEMLOCK, (hard, hard))
-    try:
-        task.call("mlock2", row.start, row.end - row.start, _MLOCK_ONFAULT if "lf" in row.flags.split() else 0)
-    except OSError as error:
-        if not (error.errno == errno.ENOMEM and row.protection == 0):   # locked all the same, but not brought in
-            ctx.warn(f"memory of pid {row.pid} cannot be locked here ({error.strerror}); `ulimit -l` is {hard} bytes")
-
-
 def _set_mm(task: Task, row: AddressSpace) -> None:
     """PR_SET_MM_MAP with all fields; the exe link too, unless it is the stub's own program already."""
     exe_fd = -1
@@ -398,8 +269,8 @@ def _set_mm(task: Task, row: AddressSpace) -> None:
         exe_fd = batch.results[0]
     with task.area.batch() as batch:
         auxv = batch.put(row.auxv)
-        fields = struct.pack("12QIi", row.start_code, row.end_code, row.start_data, row.end_data, row.start_brk, row.brk,
-                             row.start_stack, row.arg_start, row.arg_end, row.env_start, row.env_end, auxv,
+        fields = struct.pack("12QIi", row.start_code, row.end_code, row.start_data, row.end_data, row.start_brk,
+                             row.brk, row.start_stack, row.arg_start, row.arg_end, row.env_start, row.env_end, auxv,
                              len(row.auxv), exe_fd)
         batch.call("prctl", _PR_SET_MM, _PR_SET_MM_MAP, batch.put(fields), len(fields), 0)
         if exe_fd >= 0:

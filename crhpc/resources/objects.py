@@ -60,8 +60,8 @@ def place_of(ctx: Dump, shared: SharedObject) -> str:
 class ObjectsKind(Kind):
     name = "objects"
     records = (SharedFile,)
-    saved = ("shared memory of every backing with its contents: anonymous, memfd with seals, /dev/shm, mapped files, files "
-             "whose name is gone")
+    saved = ("shared memory of every backing with its contents: anonymous, memfd with seals, /dev/shm, mapped files, "
+             "files whose name is gone")
     refused = ""
 
     @at(Cut.CONTENT)
@@ -236,7 +236,8 @@ def _create_transient(ctx: Restore, row: SharedFile) -> int:
                        program="an open file") from None
     if os.fstat(fd).st_uid != os.getuid():
         os.close(fd)
-        raise FileGone(image=ctx.image, path=row.path, why="belongs to another user by now", pid=0, program="an open file")
+        raise FileGone(image=ctx.image, path=row.path, why="belongs to another user by now", pid=0,
+                       program="an open file")
     os.ftruncate(fd, 0)
     return fd
 
@@ -252,7 +253,8 @@ def _create_unlinked(ctx: Restore, row: SharedFile) -> int:
             fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             os.unlink(name)
             return fd
-    raise FileGone(image=ctx.image, path=os.path.dirname(row.path), why="takes no file", pid=0, program="an unlinked file")
+    raise FileGone(image=ctx.image, path=os.path.dirname(row.path), why="takes no file", pid=0,
+                   program="an unlinked file")
 
 
 def _fill(ctx: Restore, rows: list[SharedFile]) -> None:

@@ -1,13 +1,15 @@
 """System V shared memory: segments with their ids, also those that are marked for removal (shmctl(2)).
 
-Listed from ``/proc/sysvipc/shm``, read through a task that has the segment attached, else one attaches it
+Listed from ``/proc/sysvipc/shm``, read through a task that has the whole segment attached, else one attaches it
 for the moment. Ids are kept (kernel.shm_next_id), as programs pass them on.
 """
 from __future__ import annotations
 
+import contextlib
 import struct
 from dataclasses import dataclass, field
 
+from crhpc.kernel import proc
 from crhpc.kernel.libc import PAGE
 from crhpc.kernel.vm import Memory
 from crhpc.resources import Cut, Kind, Phase, at
@@ -38,32 +40,24 @@ class SysvIpcKind(Kind):
     name = "sysvipc"
     records = (SysvSegment,)
     saved = "System V shared memory with ids, keys, modes and the mark for removal"
-    refused = "System V semaphores and message queues; a segment that is attached in part only"
+    refused = "System V semaphores and message queues; a segment that no task of the job may read"
 
     @at(Cut.INSPECT)
     def inspect(self, ctx: Dump) -> None:
         for kind in ("sem", "msg"):
             if len(ctx.pod_file(f"/proc/sysvipc/{kind}").splitlines()) > 1:
-                raise ctx.refuse("System V semaphores or message queues", ctx.tasks[0], "use POSIX ones or memory instead")
+                raise ctx.refuse("System V semaphores or message queues", ctx.tasks[0],
+                                 "use POSIX ones or memory instead")
 
     @at(Cut.CONTENT)
     def dump(self, ctx: Dump) -> None:
-        mappings = {m.inode: (task, m) for task in ctx.tasks for m in task.mappings
-                    if m.shared and m.name.startswith("/SYSV")}
         for line in ctx.pod_file("/proc/sysvipc/shm").splitlines()[1:]:
             number = int(line.split()[1])
-            task, mapping = mappings.get(number, (ctx.tasks[0], None))
-            task.call("shmctl", number, _IPC_STAT, task.area.data)
-            words = _SHMID_DS.unpack(task.leader.read(task.area.data, _SHMID_DS.size))
+            task, raw = _stat(ctx, number)
+            words = _SHMID_DS.unpack(raw)
             key, uid, gid, mode, size = words[0], words[1], words[2], words[5], words[10]
-            if mapping is None:
-                pages = _read_unattached(ctx, task, number, size)
-            elif mapping.offset or mapping.size != -(-size // PAGE) * PAGE:
-                raise ctx.refuse(f"System V segment {number}, which is attached in part only", task, "attach it whole")
-            else:
-                pieces = [((a - mapping.start) // PAGE, n) for a, n in resident(task, mapping)]
-                pages = ctx.save_task_memory(f"sysv {number}", task.host, pieces, base=mapping.start)
-            ctx.add(SysvSegment(number, key, mode & 0o777, uid, gid, size, bool(mode & _SHM_DEST), pages))
+            ctx.add(SysvSegment(number, key, mode & 0o777, uid, gid, size, bool(mode & _SHM_DEST),
+                                _save(ctx, task, number, size)))
 
     @at(Phase.OBJECTS)
     def create(self, ctx: Restore) -> None:
@@ -96,9 +90,32 @@ class SysvIpcKind(Kind):
                 next(iter(ctx.tasks.values())).call("shmctl", row.id, _IPC_RMID, 0)
 
 
-def _read_unattached(ctx: Dump, task: Task, number: int, size: int) -> int:
+def _stat(ctx: Dump, number: int) -> tuple[Task, bytes]:
+    """IPC_STAT of a segment, and a task that may do it: those that have attached it first."""
+    for task in sorted(ctx.tasks, key=lambda task: not any(_shows(m, number) for m in task.mappings)):
+        with contextlib.suppress(PermissionError):
+            task.call("shmctl", number, _IPC_STAT, task.area.data)
+            return task, task.leader.read(task.area.data, _SHMID_DS.size)
+    raise ctx.refuse(f"System V segment {number}, which none of its users may read", ctx.tasks[0], "give it mode 600")
+
+
+def _shows(mapping: proc.Mapping, number: int) -> bool:
+    return mapping.shared and mapping.inode == number and mapping.name.startswith("/SYSV")
+
+
+def _save(ctx: Dump, task: Task, number: int, size: int) -> int:
+    """Save the pages of a segment, through a mapping of the whole or one that is made for the moment."""
+    whole = next((m for m in task.mappings if _shows(m, number) and m.read and m.size >= size), None)
+    if whole is not None:
+        return _save_mapping(ctx, task, number, whole)
     address = task.call("shmat", number, 0, _SHM_RDONLY)
     try:
-        return ctx.save_task_memory(f"sysv {number}", task.host, [(0, -(-size // PAGE))], base=address)
+        mapping = next(m for m in proc.smaps(task.host) if m.start == address)
+        return _save_mapping(ctx, task, number, mapping)
     finally:
         task.call("shmdt", address)
+
+
+def _save_mapping(ctx: Dump, task: Task, number: int, mapping: proc.Mapping) -> int:
+    pieces = [((address - mapping.start) // PAGE, count) for address, count in resident(task, mapping)]
+    return ctx.save_task_memory(f"sysv {number}", task.host, pieces, base=mapping.start)
