@@ -1,6 +1,7 @@
 """Descriptors that are only a place in the file tree (open(2), O_PATH), whatever is at that place.
 
-Opened again by path, by a task that had it open. The place must have its name still.
+Opened again by path, by a task that had it open, when all that is made anew has its name. The place must
+have a name still.
 """
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import os
 from dataclasses import dataclass
 
 from crhpc.errors import FileGone
+from crhpc.resources import Phase, at
 from crhpc.resources.context import Dump, OpenFile, Restore
 from crhpc.resources.files import O_PATH, File, FileKind, holder
 
@@ -43,11 +45,21 @@ class PlaceKind(FileKind):
         return Place(file.id, file.link)
 
     def restore(self, record: Place, file: File, ctx: Restore) -> int:
-        task = holder(ctx, record.id)
-        task.leader.write(task.area.data, os.fsencode(record.path) + b"\0")
-        try:
-            number = task.call("open", task.area.data, file.flags | os.O_NOFOLLOW, 0)
-        except OSError as error:
-            raise FileGone(image=ctx.image, path=record.path, why=f"cannot be opened ({error.strerror})", pid=task.pid,
-                           program="a descriptor") from None
-        return ctx.take(task, number)
+        return -1   # opened in open_all(): it may be a socket of the job's
+
+    @at(Phase.CONNECT)
+    def open_all(self, ctx: Restore) -> None:
+        flags = {file.id: file.flags for file in ctx.rows(File) if file.kind == self.name}
+        for record in ctx.rows(Place):
+            ctx.hold_file(record.id, _open(ctx, record, flags[record.id]))
+
+
+def _open(ctx: Restore, record: Place, flags: int) -> int:
+    task = holder(ctx, record.id)
+    task.leader.write(task.area.data, os.fsencode(record.path) + b"\0")
+    try:
+        number = task.call("open", task.area.data, flags | os.O_NOFOLLOW, 0)
+    except OSError as error:
+        raise FileGone(image=ctx.image, path=record.path, why=f"cannot be opened ({error.strerror})", pid=task.pid,
+                       program="a descriptor") from None
+    return ctx.take(task, number)

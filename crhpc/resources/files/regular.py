@@ -48,15 +48,15 @@ class RegularFile:
 class RegularKind(FileKind):
     name = "regular"
     records = (RegularFile,)
-    saved = ("path, offset and flags of files, directories and simple devices; written files are cut back to their length "
-             "at the checkpoint, with the tail kept; unlinked files and memfds with their contents")
-    refused = ("devices other than null, zero, full, random, urandom and terminals; POSIX message queues; removed directories; "
-               "a file whose name is gone while it has another one elsewhere")
+    saved = ("path, offset and flags of files, directories and simple devices; written files are cut back to their "
+             "length at the checkpoint, with the tail kept; unlinked files and memfds with their contents")
+    refused = ("devices other than null, zero, full, random, urandom and terminals; POSIX message queues; removed "
+               "directories; a file whose name is gone while it has another one elsewhere")
 
     def matches(self, file: OpenFile, ctx: Dump) -> bool:
         mode = file.stat.st_mode
         return file.link.startswith("/") and (
-            modes.S_ISREG(mode) or modes.S_ISDIR(mode) or modes.S_ISCHR(mode) and _is_simple(file.stat.st_rdev))
+            modes.S_ISREG(mode) or modes.S_ISDIR(mode) or (modes.S_ISCHR(mode) and _is_simple(file.stat.st_rdev)))
 
     def refusal(self, file: OpenFile, ctx: Dump) -> tuple[str, str] | None:
         number = directories.file_system(f"/proc/{file.task.host}/fd/{file.fd}")
@@ -150,14 +150,17 @@ def _leads_to(ctx: Dump, path: str, file: OpenFile) -> bool:
 
 def _other_name(ctx: Dump, path: str, file: OpenFile) -> str | None:
     if ctx.pod.private(path):
-        folders = [folder for place in (ctx.pod.shm, ctx.pod.temporary) for folder, _, _ in os.walk(ctx.pod.outside(place))]
+        places = (ctx.pod.shm, ctx.pod.temporary)
+        folders = [folder for place in places for folder, _, _ in os.walk(ctx.pod.outside(place))]
     else:
-        folders = [ctx.pod.outside(os.path.dirname(path)), ctx.pod.outside(os.readlink(f"/proc/{file.task.host}/cwd"))]
+        folders = [ctx.pod.outside(os.path.dirname(path)),
+                   ctx.pod.outside(os.readlink(f"/proc/{file.bearer.host}/cwd"))]
     for folder in folders:
         try:
             with os.scandir(folder) as listing:
                 for entry in listing:
-                    if entry.inode() == file.stat.st_ino and entry.stat(follow_symlinks=False).st_dev == file.stat.st_dev:
+                    if (entry.inode() == file.stat.st_ino
+                            and entry.stat(follow_symlinks=False).st_dev == file.stat.st_dev):
                         return entry.path.removeprefix(ctx.pod.root)
         except OSError:
             continue
@@ -192,8 +195,8 @@ def _check(ctx: Restore, record: RegularFile, pid: int) -> None:
         raise FileGone(image=ctx.image, path=record.path, why=f"cannot be read ({error.strerror})", pid=pid,
                        program="an open file") from None
     if record.writable and stat.st_size < record.size:
-        raise FileGone(image=ctx.image, path=record.path, why=f"has {stat.st_size} bytes, it had {record.size}", pid=pid,
-                       program="an open file")
+        raise FileGone(image=ctx.image, path=record.path, why=f"has {stat.st_size} bytes, it had {record.size}",
+                       pid=pid, program="an open file")
     if not record.writable and (stat.st_size, stat.st_mtime_ns) != (record.size, record.mtime):
         ctx.warn(f"{record.path}, which the job reads, has changed since the checkpoint")
 
