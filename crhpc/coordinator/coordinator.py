@@ -246,12 +246,8 @@ class Coordinator:
     def _committed(self, checkpoint: Checkpoint, done: Future[Path]) -> None:
         try:
             image = done.result()
-        except OSError as error:
-            problem: CrhpcError = CheckpointFailed(why=f"{error.filename or checkpoint.temporary}: {error.strerror}",
-                                                   cure="look at the file system of the checkpoint directory")
-            if error.errno in _NO_SPACE:
-                problem = DiskFull(path=checkpoint.temporary, why=error.strerror)
-            self._give_up(checkpoint, problem)
+        except Exception as error:
+            self._give_up(checkpoint, _not_committed(checkpoint.temporary, error))
             return
         self.current = None
         self._failures = 0
@@ -312,6 +308,19 @@ class Coordinator:
         if checkpoint is not None and checkpoint.committing is None:
             self.store.discard(checkpoint.temporary)
         self._committer.shutdown(wait=True)
+
+
+def _not_committed(temporary: Path, error: Exception) -> CrhpcError:
+    """Why there is no image, in the user's words; whatever it was, the job goes on."""
+    if isinstance(error, CrhpcError):
+        return error
+    if not isinstance(error, OSError):
+        log.error("a commit failed", exc_info=error)
+        return Reported(EXIT_INTERNAL, f"internal error: {error!r}")
+    if error.errno in _NO_SPACE:
+        return DiskFull(path=temporary, why=error.strerror)
+    return CheckpointFailed(why=f"{error.filename or temporary}: {error.strerror}",
+                            cure="look at the file system of the checkpoint directory")
 
 
 def _leaves_job(end: External) -> Unsupported:
