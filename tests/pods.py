@@ -33,8 +33,8 @@ def compile_program(source: Path, target: Path) -> Path:
     """Build one with the system's compiler; a comment ``/* LDFLAGS: ... */`` in its head adds to the command."""
     head = source.read_text(encoding="utf-8")[:400]
     extra = head.split("LDFLAGS:")[1].split("*/")[0].split() if "LDFLAGS:" in head else []
-    subprocess.run(["gcc", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-o", str(target), str(source), *extra],
-                   check=True)
+    subprocess.run(["gcc", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-o", str(target), str(source),
+                    *extra], check=True)
     return target
 
 
@@ -50,7 +50,8 @@ class Subject:
             directory.mkdir(mode=0o700)
         self.warnings: list[str] = []
         self.node: Node | None = None
-        self._stdio = (os.open(os.devnull, os.O_RDONLY), os.open(self.out, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600), 2)
+        out = os.open(self.out, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+        self._stdio = (os.open(os.devnull, os.O_RDONLY), out, 2)
 
     # -- its life ---------------------------------------------------------------------------------
     def run_plainly(self) -> None:
@@ -144,7 +145,8 @@ class Subject:
 
     def said(self) -> str:
         """What the program wrote, and what crhpc warned of."""
-        return self.out.read_text(encoding="utf-8", errors="replace") + "".join(f"\nwarning: {w}" for w in self.warnings)
+        warnings = "".join(f"\nwarning: {warning}" for warning in self.warnings)
+        return self.out.read_text(encoding="utf-8", errors="replace") + warnings
 
     def close(self) -> None:
         """End what is left and let go of everything."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,7 @@ _PYTEST = ["-m", "pytest", "-o", "tmp_path_retention_policy=failed", "-o", "tmp_
 
 def main() -> int:
     arguments = sys.argv[1:]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))   # and the plain user's files go, too
     _title(f"tests as {_name(os.getuid())}")
     codes = [subprocess.run([sys.executable, *_PYTEST, *arguments], cwd=ROOT, check=False).returncode]
     if os.getuid() == 0:

@@ -51,7 +51,8 @@ def freeze(init: int) -> Frozen:
         except NotStopping as error:
             reason = error
             time.sleep(attempt_pause)
-    raise CheckpointFailed(why=str(reason), cure="try again; a process that hangs in a device or a file system can't be saved")
+    raise CheckpointFailed(why=str(reason),
+                           cure="try again; a process that hangs in a device or a file system can't be saved")
 
 
 class _Freezer:
@@ -103,8 +104,8 @@ class _Freezer:
             return False
         tracer = status.number("TracerPid")
         if tracer:
-            raise Unsupported(what=f"a process under {proc.program(tracer)}", pid=status.inner("NSpid"), program=proc.program(pid),
-                              cure="detach the debugger")
+            raise Unsupported(what=f"a process under {proc.program(tracer)}", pid=status.inner("NSpid"),
+                              program=proc.program(pid), cure="detach the debugger")
         raise Unsupported(what="a process that may not be traced", pid=status.inner("NSpid"), program=proc.program(pid),
                           cure="run it without setuid, and without prctl(PR_SET_DUMPABLE, 0)") from None
 

@@ -43,7 +43,8 @@ class Attributes:
 class AttributesKind(Kind):
     name = "attributes"
     records = (Attributes,)
-    saved = "working directory, umask, personality, parent-death signal, dumpable, child subreaper, coredump filter, AMX permission"
+    saved = ("working directory, umask, personality, parent-death signal, dumpable, child subreaper, coredump filter, "
+             "AMX permission")
     refused = "a root directory other than the pod's; a working directory that is gone"
 
     @at(Cut.INSPECT)

@@ -85,7 +85,8 @@ def _restore(task: Task, row: Credentials, now: proc.Status) -> None:
     with task.area_of(row.tid).batch() as batch:
         if os.getuid() == 0:
             if row.groups != now.numbers("Groups"):
-                batch.call("setgroups", len(row.groups), batch.put(struct.pack(f"{len(row.groups)}I", *row.groups) or bytes(8)))
+                groups = struct.pack(f"{len(row.groups)}I", *row.groups)
+                batch.call("setgroups", len(row.groups), batch.put(groups or bytes(8)))
             dropped = now.number("CapBnd", 16) & ~row.bounding
             for number in range(_LAST_CAPABILITY + 1):
                 if dropped >> number & 1:

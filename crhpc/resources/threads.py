@@ -124,7 +124,8 @@ def _outside(task: Task, tid: int, tracee: Tracee, seen: dict[tuple[int, int, in
     head, size = ctypes.c_ulong(), ctypes.c_ulong()
     libc.syscall("get_robust_list", tracee.tid, ctypes.addressof(head), ctypes.addressof(size))
     return {
-        "name": proc.comm(task.host, tracee.tid), "registers": bytes(registers), "xstate": ptrace.get_regset(tracee.tid),
+        "name": proc.comm(task.host, tracee.tid), "registers": bytes(registers),
+        "xstate": ptrace.get_regset(tracee.tid),
         "mask": U64(ptrace.get_signal_mask(tracee.tid)), "rseq_address": U64(rseq.address), "rseq_size": rseq.size,
         "rseq_signature": U64(rseq.signature), "robust_list": U64(head.value), "robust_size": size.value}
 
@@ -164,7 +165,8 @@ def _remember_call(pid: int, tid: int, registers: ptrace.Registers, seen: dict[t
         registers.orig_rax = seen[key]
 
 
-def _undo_interruption(task: Task, tracee: Tracee, registers: ptrace.Registers, seen: dict[tuple[int, int, int, int], int]) -> None:
+def _undo_interruption(task: Task, tracee: Tracee, registers: ptrace.Registers,
+                       seen: dict[tuple[int, int, int, int], int]) -> None:
     """Make a call again that our stop ended with EINTR, as epoll_wait(2) is; in the job as in the image.
 
     Not where a signal waits: then the program would have seen EINTR without us too. An epoll_wait with a

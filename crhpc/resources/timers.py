@@ -92,7 +92,7 @@ def _posix(ctx: Dump, task: Task, timer: proc.PosixTimer) -> PosixTimer:
     words = struct.unpack("4q", task.leader.read(task.area.data, 32))
     target = 0
     if timer.notify.endswith("/tid"):
-        target = next((tid for tid, tracee in task.threads.items() if tid == timer.target or tracee.tid == timer.target), 0)
+        target = next((tid for tid, tracee in task.threads.items() if timer.target in (tid, tracee.tid)), 0)
         if not target:
             raise ctx.refuse(f"POSIX timer {timer.id} for a thread that has ended", task, "delete the timer")
     return PosixTimer(task.pid, timer.id, timer.clock, _NOTIFY[timer.notify], timer.signal, timer.value, target,

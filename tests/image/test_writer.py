@@ -376,7 +376,7 @@ def test_held_pages_wait_and_arrive(tmp_path: Path) -> None:
         writer.drain()
         assert writer.progress()[1] > 0
         writer.hold()
-        for index in range(3 * writer.capacity // (1 << 20)):   # more than there are buffers: they must flow all the same
+        for index in range(3 * writer.capacity // (1 << 20)):   # more than there are buffers: they must flow
             buffer = writer.take()
             buffer.array[:] = index % 250 + 1
             writer.put(buffer, [(number, 1000 + 256 * index, 256)])

@@ -18,6 +18,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cmp_to_key
+from itertools import pairwise
 from typing import Any, ClassVar
 
 from crhpc.errors import OtherMachine
@@ -143,16 +144,20 @@ class FilesKind(Kind):
         _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         highest = max((row.fd for row in ctx.rows(Descriptor)), default=0)
         if highest >= hard:
-            raise OtherMachine(image=ctx.image, what=f"the job has a descriptor {highest}, no more than {hard} are allowed",
+            raise OtherMachine(image=ctx.image,
+                               what=f"the job has a descriptor {highest}, no more than {hard} are allowed",
                                cure="raise the hard limit of open files (ulimit -Hn)")
 
     @at(Phase.OPEN)
     def open_all(self, ctx: Restore) -> None:
         kinds = {kind.name: kind for kind in file_kinds()}
-        records = {name: {row.id: row for record in kind.records for row in ctx.rows(record) if hasattr(row, "id")}
-                   for name, kind in kinds.items()}
+        records: dict[tuple[str, int], Any] = {}
+        for kind in kinds.values():
+            for record in kind.records:
+                rows: list[Any] = ctx.rows(record)
+                records |= {(kind.name, row.id): row for row in rows if hasattr(row, "id")}
         for file in ctx.rows(File):
-            fd = kinds[file.kind].restore(records[file.kind][file.id], file, ctx)
+            fd = kinds[file.kind].restore(records[file.kind, file.id], file, ctx)
             if fd >= 0:
                 ctx.hold_file(file.id, fd)
 
@@ -196,14 +201,15 @@ def _check_tables(ctx: Dump) -> None:
         return {0: 0, 1: -1, 2: 1}[pidfd.kcmp(a.host, b.host, pidfd.KCMP_FILES)]
 
     ordered = sorted(ctx.tasks, key=cmp_to_key(compare))
-    for before, task in zip(ordered, ordered[1:], strict=False):
+    for before, task in pairwise(ordered):
         if compare(before, task) == 0:
             raise ctx.refuse(f"a descriptor table that it shares with pid {before.pid}", task,
                              "start processes without CLONE_FILES")
     for task in ctx.tasks:
         for tracee in task.threads.values():
             if tracee.tid != task.host and pidfd.kcmp(task.host, tracee.tid, pidfd.KCMP_FILES) != 0:
-                raise ctx.refuse("a thread with a descriptor table of its own", task, "run it without unshare(CLONE_FILES)")
+                raise ctx.refuse("a thread with a descriptor table of its own", task,
+                                 "run it without unshare(CLONE_FILES)")
 
 
 class _OpenFiles:

@@ -88,7 +88,8 @@ def _target(ctx: Dump, epoll: OpenFile, fd: int, nth: int) -> int:
                      "remove it from the epoll before it is closed")
 
 
-def _add(ctx: Restore, target: EpollTarget, holders: dict[int, list[Descriptor]], numbers: dict[tuple[int, int], int]) -> None:
+def _add(ctx: Restore, target: EpollTarget, holders: dict[int, list[Descriptor]],
+         numbers: dict[tuple[int, int], int]) -> None:
     """Add in a task that has both under their numbers; else lend the target its number for the moment."""
     owners = holders[target.epoll]
     for row in owners:
@@ -107,7 +108,8 @@ def _add(ctx: Restore, target: EpollTarget, holders: dict[int, list[Descriptor]]
         task.call("close", lent)
     _control(task, row.fd if row.fd != target.fd else spare, target.fd, target)
     if occupied:
-        flags = os.O_CLOEXEC if next(r for r in ctx.rows(Descriptor) if (r.pid, r.fd) == (row.pid, target.fd)).close_on_exec else 0
+        other = next(r for r in ctx.rows(Descriptor) if (r.pid, r.fd) == (row.pid, target.fd))
+        flags = os.O_CLOEXEC if other.close_on_exec else 0
         task.call("dup3", spare, target.fd, flags)
         task.call("close", spare)
     else:

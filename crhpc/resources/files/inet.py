@@ -59,16 +59,17 @@ class InetSocket:
 class InetKind(FileKind):
     name = "inet"
     records = (InetSocket,)
-    saved = ("TCP over IPv4 and IPv6: listening, connected, half closed, unread data, full windows, options; UDP bound and "
-             "connected")
-    refused = ("a connection that leaves the job; a connection that is just being made; connections with data that are not "
-               "accepted yet; UDP datagrams that are not read yet")
+    saved = ("TCP over IPv4 and IPv6: listening, connected, half closed, unread data, full windows, options; UDP bound "
+             "and connected")
+    refused = ("a connection that leaves the job; a connection that is just being made; connections with data that are "
+               "not accepted yet; UDP datagrams that are not read yet")
 
     def matches(self, file: OpenFile, ctx: Dump) -> bool:
         if not modes.S_ISSOCK(file.stat.st_mode):
             return False
         with _borrow(file, ctx) as sock:
-            return sock.family in (socket.AF_INET, socket.AF_INET6) and sock.type in (socket.SOCK_STREAM, socket.SOCK_DGRAM)
+            return (sock.family in (socket.AF_INET, socket.AF_INET6)
+                    and sock.type in (socket.SOCK_STREAM, socket.SOCK_DGRAM))
 
     def refusal(self, file: OpenFile, ctx: Dump) -> tuple[str, str] | None:
         with _borrow(file, ctx) as sock:
@@ -88,8 +89,8 @@ class InetKind(FileKind):
             local, remote = sock.getsockname()[:2], _peer(sock)
             only_v6 = sock.family == socket.AF_INET6 and bool(sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY))
             unread = ctx.state.get("unread", {}).get(file.id, b"")
-            row = InetSocket(file.id, sock.family, sock.type, sock.proto, state, local[0], local[1], remote[0], remote[1],
-                             only_v6, backlog, unread, read_options(sock, _OPTIONS))
+            row = InetSocket(file.id, sock.family, sock.type, sock.proto, state, local[0], local[1], remote[0],
+                             remote[1], only_v6, backlog, unread, read_options(sock, _OPTIONS))
             _let_port_be_reused(sock)
             return row
 
@@ -267,7 +268,8 @@ def _connect(ctx: Restore, row: InetSocket, other: InetSocket | None) -> None:
     listeners = {(record.local_port, record.family): record for record in ctx.rows(InetSocket)
                  if record.state == sockdiag.TCP_LISTEN}
     server, client = row, other
-    if other is not None and (row.local_port, row.family) not in listeners and (other.local_port, other.family) in listeners:
+    if (other is not None and (row.local_port, row.family) not in listeners
+            and (other.local_port, other.family) in listeners):
         server, client = other, row
     listening = listeners.get((server.local_port, server.family))
     with contextlib.ExitStack() as stack:

@@ -66,7 +66,8 @@ class PtyKind(FileKind):
         return (major, minor) == _PTMX or major in _SLAVE_MAJORS
 
     def refusal(self, file: OpenFile, ctx: Dump) -> tuple[str, str] | None:
-        if file.stat.st_dev != os.stat(ctx.pod.outside("/dev/pts")).st_dev and os.major(file.stat.st_rdev) in _SLAVE_MAJORS:
+        outside = file.stat.st_dev != os.stat(ctx.pod.outside("/dev/pts")).st_dev
+        if outside and os.major(file.stat.st_rdev) in _SLAVE_MAJORS:
             return f"the user's terminal {file.link}", "let the job use its standard streams only"
         number = _number(file, ctx)
         if not any(_is_master(other) and _number(other, ctx) == number for other in _terminals(ctx)):
@@ -154,7 +155,8 @@ def _read(ctx: Dump, file: OpenFile, number: int) -> Pty:
     path = ctx.pod.outside(f"/dev/pts/{number}")
     session, foreground = _session(ctx, number)
     row = Pty(number, fcntl.ioctl(master, _TCGETS2, bytes(_TERMIOS2.size)), fcntl.ioctl(master, _TIOCGWINSZ, bytes(8)),
-              bool(_ioctl_int(master, _TIOCGPTLCK)), modes.S_IMODE(os.stat(path).st_mode), b"", b"", session, foreground)
+              bool(_ioctl_int(master, _TIOCGPTLCK)), modes.S_IMODE(os.stat(path).st_mode), b"", b"", session,
+              foreground)
     packet = bool(_ioctl_int(master, _TIOCGPKT))
     if packet:
         fcntl.ioctl(master, _TIOCPKT, struct.pack("i", 0))

@@ -18,7 +18,6 @@ from crhpc.resources import Cut, Phase, at
 from crhpc.resources.context import Dump, OpenFile, Restore
 from crhpc.resources.files import File, FileKind
 
-
 _STANDARD_ERROR = 2
 
 
