@@ -19,6 +19,7 @@ from crhpc.coordinator.endpoints import match
 from crhpc.engine.node import Node
 from crhpc.image.commit import commit
 from crhpc.image.format import ShardSummary, image_name, image_numbers, new_temporary, read_manifest
+from crhpc.kernel import directories
 
 PROGRAMS = Path(__file__).resolve().parent / "programs"
 PATIENCE = 30.0
@@ -65,6 +66,8 @@ class Subject:
         finally:
             process.kill()
             process.wait()
+            for left in Path("/dev/shm").glob(f"{Path(self.argv[0]).name}-*"):   # in a pod it goes with the pod's own
+                directories.remove(str(left))
 
     def start(self) -> None:
         """In a pod, up to where it is set up."""

@@ -199,10 +199,16 @@ def _exec(message: Message, fds: list[int], problems: int) -> None:
         os._exit(127)
 
 
+def _at_the_lowest_number(fd: int) -> int:
+    """Out of the way of the numbers that stubs inherit, which lie above those of the job (crhpc.engine.restore)."""
+    lowest = os.dup(fd)
+    os.close(fd)
+    return lowest
+
+
 def main() -> None:
     """Set the pod up in two steps: a process that unshares, and its child, the pod's first."""
-    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
-    os.set_inheritable(channel.fileno(), False)
+    channel = Channel(socket.socket(fileno=_at_the_lowest_number(int(sys.argv[1]))))
     namespaces.die_with_parent()
     spec, _ = channel.receive()
     try:

@@ -210,12 +210,17 @@ class Node:
 
     # -- while it runs ----------------------------------------------------------------------------
     def signal(self, number: int, *, group: bool) -> None:
-        """Send a signal to the job's first process, or to its whole process group."""
+        """Send a signal to the job's first process, or to its whole process group, which may outlive it."""
         with contextlib.suppress(ProcessLookupError):
-            if group:
-                os.killpg(os.getpgid(self.root_host), number)
-            else:
-                os.kill(self.root_host, number)
+            alive = self.root_host and self.root_status is None
+            if not group:
+                if alive:
+                    os.kill(self.root_host, number)
+                return
+            leader = os.getpgid(self.root_host) if alive else self.root_host
+            # A number whose group has ended may be anybody's by now.
+            if leader and self.pod and any(_in_group(host, leader) for host in proc.descendants(self.pod.pid)):
+                os.killpg(leader, number)
 
     def tasks(self) -> list[dict[str, Any]]:
         """The pod's processes: pid, host_pid, program, threads."""
@@ -271,6 +276,13 @@ class Node:
             self.end()
             why = f"{error.filename}: {error.strerror}" if error.filename else str(error)
             raise RestartFailed(image=image, why=why, cure="run with CRHPC_LOG=debug for the details") from error
+
+
+def _in_group(host: int, group: int) -> bool:
+    try:
+        return proc.stat(host).pgrp == group
+    except OSError:
+        return False
 
 
 _TEMPORARY = re.compile(r"/(?:[^/]+/)*crhpc-[0-9a-z]{6,32}", re.ASCII)

@@ -96,15 +96,19 @@ class PodProcess:
         return {**reply, "fds": received}
 
     def start(self, message: Message, stdio: tuple[int, int, int]) -> tuple[int, int]:
-        """Start the job's command; its ids in the pod and on this node.
+        """Start the job's command; its ids in the pod and on this node (0 where it has ended already).
 
         Raises:
             CommandNotFound: it can't be run.
         """
         try:
-            return self._with_host_pid(self.request({**message, "op": "start"}, stdio))
+            reply = self.request({**message, "op": "start"}, stdio)
         except OSError as error:
             raise CommandNotFound(command=message["argv"][0], why=f"{error.filename}: {error.strerror}") from None
+        try:
+            return self._with_host_pid(reply)
+        except ProcessLookupError:
+            return reply["pid"], 0
 
     def fork_as(self, pid: int) -> int:
         """An empty task with a chosen id; its id on this node."""

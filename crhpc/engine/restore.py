@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import signal
@@ -21,6 +22,7 @@ from crhpc.resources.tree import Process
 log = logger(__name__)
 
 _MARGIN = 16
+"""Below it a pod's first process has its own descriptors."""
 
 
 class Rebuilding:
@@ -77,10 +79,16 @@ class Rebuilding:
 
 
 def control_number(shard: Shard) -> int:
-    """A descriptor number that no task of the image has: above all of them, or in a gap where that is not allowed."""
+    """A descriptor number that no task of the image has: above all of them, or in a gap where that is not allowed.
+
+    Raises:
+        OSError: EMFILE, no number is left.
+    """
     used = {row.fd for row in shard.table(Descriptor, "descriptor")}
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     number = max(used, default=0) + _MARGIN
     while number >= hard or number in used:
         number -= 1
+    if number < _MARGIN:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "descriptor for passing files")
     return number

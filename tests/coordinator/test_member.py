@@ -95,8 +95,9 @@ def test_an_error_of_ours_is_an_answer_too(side, caplog):
 
 
 def test_an_order_that_does_not_exist(side):
-    with pytest.raises(ValueError, match="no such order"):
-        side.order("no such order")
+    reply = side.order("no such order")
+    assert reply["code"] == 70
+    assert "no such order" in reply["error"]
 
 
 def test_the_standard_streams_are_this_nodes(side):

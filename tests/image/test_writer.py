@@ -332,6 +332,7 @@ def test_memory_in_flight_stays_within_the_budget(tmp_path: Path, kind: str) -> 
         from pathlib import Path
         import numpy as np
         from crhpc.image.backing import BackingFile
+        from crhpc.image.writer import ShardWriter
         def memory(field):
             return int(re.search(field + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10
 

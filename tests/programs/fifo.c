@@ -23,6 +23,7 @@ static int make(const char *name, int flags)
 static void child_body(void)
 {
 	char buffer[4];
+	CHECK(close_range(3, ~0U, 0) == 0);
 	int fd = open("opening", O_RDONLY);   /* stands still here until the parent opens the other end */
 	CHECK(fd >= 0);
 	CHECK(read(fd, buffer, 4) == 4 && memcmp(buffer, "here", 4) == 0);

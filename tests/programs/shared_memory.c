@@ -105,8 +105,8 @@ int main(void)
 	int memory;
 	start();
 	family();
-	sprintf(named, "/dev/shm/named-%d", (int)getpid());
-	sprintf(unnamed, "/dev/shm/unnamed-%d", (int)getpid());
+	sprintf(named, "/dev/shm/shared_memory-named-%d", (int)getpid());
+	sprintf(unnamed, "/dev/shm/shared_memory-unnamed-%d", (int)getpid());
 	set_up(ANONYMOUS, -1);
 	set_up(FILE_, new_file("shared"));
 	set_up(NAMED, new_file(named));
