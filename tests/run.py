@@ -1,5 +1,6 @@
-"""All tests: as the user who asks, and if that is root, a second time as a plain user, as most users are.
+"""All tests: as the user who asks, and if that is root, at the same time as a plain user, as most users are.
 
+Both sleep more than they compute, and what one leaves behind can't be taken for the other's, by its owner.
 The plain user is a user id that nobody has. It gets a copy of this checkout, as root's may lie where others
 can't read; and its environments, unless those of the checkout are readable. ``make test`` runs this.
 """
@@ -28,24 +29,32 @@ _PYTEST = ["-m", "pytest", "-o", "tmp_path_retention_policy=failed", "-o", "tmp_
 def main() -> int:
     arguments = sys.argv[1:]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))   # and the plain user's files go, too
-    _title(f"tests as {_name(os.getuid())}")
-    codes = [subprocess.run([sys.executable, *_PYTEST, *arguments], cwd=ROOT, check=False).returncode]
-    if os.getuid() == 0:
-        user = _unused_user()
-        with _checkout_of(user) as place:
-            _title(f"tests as a plain user, id {user}")
-            python = place / "checkout/.venv/bin/python"
-            codes.append(_as(user, place, [str(python), *_PYTEST, *arguments]))
-    return next((code for code in codes if code), 0)
+    tests = [*_PYTEST, *arguments]
+    if os.getuid() != 0:
+        return subprocess.run([sys.executable, *tests], cwd=ROOT, check=False).returncode
+    user = _unused_user()
+    with _checkout_of(user) as place, tempfile.TemporaryFile() as output:
+        plain = _start_as(user, place, [str(place / "checkout/.venv/bin/python"), *tests], output.fileno())
+        try:
+            _title(f"tests as {_name(os.getuid())}")
+            code = subprocess.run([sys.executable, *tests], cwd=ROOT, check=False).returncode
+            plain.wait()
+        finally:
+            plain.terminate()
+            plain.wait()
+        _title(f"tests as a plain user, id {user}")
+        output.seek(0)
+        sys.stdout.buffer.write(output.read())
+        sys.stdout.flush()
+    return code or plain.returncode
 
 
-def _as(user: int, place: Path, command: list[str], *, quiet: bool = False) -> int:
+def _start_as(user: int, place: Path, command: list[str], output: int) -> subprocess.Popen[bytes]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "SUDO_"))}
     kept.pop("TMPDIR", None)   # root's, perhaps
     environment = kept | {"HOME": str(place / "home"), "USER": "plain", "LOGNAME": "plain"}
-    output = subprocess.DEVNULL if quiet else None
-    return subprocess.run(command, cwd=place / "checkout", env=environment, umask=0o022, check=False,
-                          user=user, group=user, extra_groups=[], stdout=output, stderr=output).returncode
+    return subprocess.Popen(command, cwd=place / "checkout", env=environment, umask=0o022, user=user, group=user,
+                            extra_groups=[], stdin=subprocess.DEVNULL, stdout=output, stderr=output)
 
 
 @contextmanager
@@ -94,7 +103,7 @@ def _share_environments(user: int, place: Path) -> bool:
 
 def _can_use(user: int, place: Path, environment: Path, test: str) -> bool:
     try:
-        return _as(user, place, [str(environment / "bin/python"), "-c", test], quiet=True) == 0
+        return _start_as(user, place, [str(environment / "bin/python"), "-c", test], subprocess.DEVNULL).wait() == 0
     except PermissionError:
         return False
 

@@ -153,7 +153,8 @@ def _pipe(number: int, file: OpenFile, ctx: Dump) -> Pipe:
         if count:
             writes_packets = any(end.info.flags & os.O_DIRECT and _access(end) != os.O_RDONLY for end in ends)
             contents, packets = _peek(fd, size, count, writes_packets)
-    return Pipe(number, path, bool(path) and file.link != path, modes.S_IMODE(file.stat.st_mode), size, contents, packets)
+    deleted = bool(path) and file.link != path
+    return Pipe(number, path, deleted, modes.S_IMODE(file.stat.st_mode), size, contents, packets)
 
 
 def _peek(fd: int, size: int, count: int, writes_packets: bool) -> tuple[bytes, tuple[int, ...]]:
