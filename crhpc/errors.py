@@ -10,6 +10,9 @@ systems (HTCondor's self-checkpointing, EX_TEMPFAIL, EX_CONFIG); the others foll
 """
 from __future__ import annotations
 
+import errno
+import os
+from pathlib import Path
 from typing import ClassVar
 
 EXIT_CHECKPOINTED = 85
@@ -138,6 +141,20 @@ class DiskFull(CrhpcError):
     --keep fewer images"""
 
     code = EXIT_CANT_WRITE
+
+
+def failed_checkpoint(error: OSError, temporary: str | Path) -> CrhpcError:
+    """What an error of the system was to a checkpoint that wrote to the directory ``temporary``.
+
+    That one is gone by then and has another name each time: the job directory stands for it.
+    """
+    directory = os.path.dirname(temporary)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFull(path=directory, why=error.strerror)
+    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes | Path) else ""
+    if not name or name.startswith(str(temporary)):
+        return CheckpointFailed(why=f"{directory}: {error.strerror}", cure="make the directory writable again")
+    return CheckpointFailed(why=f"{name}: {error.strerror}", cure="run with CRHPC_LOG=debug for the details")
 
 
 class NoJob(CrhpcError):

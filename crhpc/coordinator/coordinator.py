@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from crhpc.coordinator.endpoints import Connection, External, match
 from crhpc.coordinator.protocol import Message, Op, Transport
-from crhpc.errors import EXIT_INTERNAL, CheckpointFailed, CrhpcError, DiskFull, Reported, Unsupported
+from crhpc.errors import EXIT_INTERNAL, CrhpcError, Reported, Unsupported, failed_checkpoint
 from crhpc.log import logger
 
 log = logger(__name__)
@@ -22,7 +22,6 @@ _PROBE_SECONDS = 0.0005
 _SETTLE_SECONDS = 3.0
 """From the start of a job to when it is looked at for what could not be saved: MPI is up by then."""
 _SOON = 2.0
-_NO_SPACE = (28, 122)   # ENOSPC, EDQUOT
 
 
 class Store(Protocol):
@@ -199,8 +198,7 @@ class Coordinator:
         try:
             number, temporary = self.store.new(self.directory)
         except OSError as error:
-            self._failed(ids, CheckpointFailed(why=f"{error.filename or self.directory}: {error.strerror}",
-                                               cure="make the directory writable again"))
+            self._failed(ids, failed_checkpoint(error, f"{self.directory}/"))
             return
         checkpoint = Checkpoint(ids, stop, number, temporary, time.monotonic())
         self.current = checkpoint
@@ -317,10 +315,7 @@ def _not_committed(temporary: Path, error: Exception) -> CrhpcError:
     if not isinstance(error, OSError):
         log.error("a commit failed", exc_info=error)
         return Reported(EXIT_INTERNAL, f"internal error: {error!r}")
-    if error.errno in _NO_SPACE:
-        return DiskFull(path=temporary, why=error.strerror)
-    return CheckpointFailed(why=f"{error.filename or temporary}: {error.strerror}",
-                            cure="look at the file system of the checkpoint directory")
+    return failed_checkpoint(error, temporary)
 
 
 def _leaves_job(end: External) -> Unsupported:

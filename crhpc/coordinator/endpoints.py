@@ -42,8 +42,9 @@ class _End:
         return self.node, self.row["file"]
 
     @property
-    def waits(self) -> bool:
-        return bool(self.row["state"] == _CLOSE_WAIT)
+    def scope(self) -> int:
+        """Where its other end can be: on the node itself where one address is loopback's, else (-1) anywhere."""
+        return self.node if _is_loopback(self.local[0]) or _is_loopback(self.remote[0]) else -1
 
 
 def match(ends: dict[int, list[dict[str, Any]]]) -> tuple[list[Connection], list[External]]:
@@ -56,23 +57,23 @@ def match(ends: dict[int, list[dict[str, Any]]]) -> tuple[list[Connection], list
     """
     rows = [_End(node, row, _name(row["local"]), _name(row["remote"]))
             for node, of_node in ends.items() for row in of_node]
-    listening = {(_place(end.node, end.local), end.local) for end in rows if end.row["state"] == _LISTEN}
+    listening = {(scope, end.local) for end in rows if end.row["state"] == _LISTEN for scope in (end.node, -1)}
     open_ends = [end for end in rows if end.row["state"] != _LISTEN]
     by_name: dict[tuple[Any, ...], list[_End]] = {}
     for end in open_ends:
-        by_name.setdefault((_place(end.node, end.local), end.local, end.remote), []).append(end)
+        by_name.setdefault((end.scope, end.local, end.remote), []).append(end)
     connections: list[Connection] = []
     outside: list[External] = []
     done: set[tuple[int, int]] = set()
     for end in open_ends:
         if end.key in done:
             continue
-        others = [other for other in by_name.get((_place(end.node, end.remote), end.remote, end.local), [])
+        others = [other for other in by_name.get((end.scope, end.remote, end.local), [])
                   if other.key not in done and other.key != end.key]
         if others:
             connections.append(Connection(*end.key, *others[0].key))
             done |= {end.key, others[0].key}
-        elif end.waits or _is_accepted_by(end, listening):
+        elif end.row["state"] == _CLOSE_WAIT or _is_accepted_by(end, listening):
             connections.append(Connection(*end.key, -1, -1))
         else:
             outside.append(External(*end.key, end.local, end.remote, end.row["pid"], end.row["program"]))
@@ -87,16 +88,14 @@ def _name(address: tuple[str, int] | list[Any]) -> tuple[str, int]:
     return str(host), int(port)
 
 
-def _place(node: int, name: tuple[str, int]) -> int:
-    """Whose address it is: the node's own for loopback, else the network's, -1."""
+def _is_loopback(host: str) -> bool:
     try:
-        return node if ipaddress.ip_address(name[0].partition("%")[0]).is_loopback else -1
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
     except ValueError:
-        return -1
+        return False
 
 
 def _is_accepted_by(end: _End, listening: set[tuple[int, tuple[str, int]]]) -> bool:
     """Whether an end waits to be accepted by a listener of the job."""
     host, port = end.remote
-    return any((place, (name, port)) in listening
-               for place in (_place(end.node, end.remote), -1) for name in (host, "0.0.0.0", "::"))
+    return any((end.scope, (name, port)) in listening for name in (host, "0.0.0.0", "::"))

@@ -16,7 +16,7 @@ _AREA_SIZE = 128 << 10
 _ACTION_SIZE = 32
 _SIG_IGN = 1
 _STOP_SIGNALS = (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
-_ATTEMPTS, _PATIENCE, _PAUSE = 8, 0.25, 0.03
+_ATTEMPTS, _PATIENCE, _PAUSE, _LET_GO = 8, 0.25, 0.03, 5.0
 
 
 @dataclass(slots=True)
@@ -156,13 +156,15 @@ class _Freezer:
                                           stopped=pid in self.group_stopped))
 
     def _let_go(self) -> None:
-        """Detach all; those that never stopped do so now that the others run again."""
-        left = [tid for threads in self.known.values() for tid in threads]
-        deadline = time.monotonic() + 5
-        while left and time.monotonic() < deadline:
-            left = [tid for tid in left if not _try_detach(tid)]
-            if left:
-                time.sleep(0.001)
+        """Those that never stopped do so now that the others run again."""
+        _detach_all([tid for threads in self.known.values() for tid in threads])
+
+
+def _detach_all(threads: list[int]) -> None:
+    """Let threads go; of those that were killed meanwhile, take the status, else their parents never get it."""
+    deadline = time.monotonic() + _LET_GO
+    while (threads := [tid for tid in threads if not _try_detach(tid)]) and time.monotonic() < deadline:
+        time.sleep(0.001)
 
 
 def _try_detach(tid: int) -> bool:
@@ -237,11 +239,11 @@ class Borrowed:
 def thaw(frozen: Frozen) -> float:
     """Let every thread go on; how long the pod stood still, in seconds."""
     for task in frozen.tasks:
-        for tracee in task.threads.values():
-            with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError):
+            for tracee in task.threads.values():
                 for number in tracee.deferred:
                     os.kill(task.host, number)
-                ptrace.detach(tracee.tid)
+    _detach_all([tracee.tid for task in frozen.tasks for tracee in task.threads.values()])
     return time.monotonic() - frozen.stopped_at
 
 

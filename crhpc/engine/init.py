@@ -69,6 +69,8 @@ class Init:
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
         self.kept: dict[str, int] = {}
+        self.root = 0
+        """The job's first process. Of the others' ends nobody is told: they may be many, and the agent be busy."""
 
     def run(self) -> None:
         """Serve the agent until the channel closes."""
@@ -98,7 +100,9 @@ class Init:
                 return
             if pid == 0:
                 return
-            self.channel.send({"op": "exited", "pid": pid, "status": status})
+            if pid == self.root:
+                self.root = 0
+                self.channel.send({"op": "exited", "pid": pid, "status": status})
 
     def _serve(self, message: Message, fds: list[int]) -> None:
         try:
@@ -124,6 +128,7 @@ class Init:
             os.waitpid(pid, 0)
             number, _, what = problem.decode().partition(" ")
             raise OSError(int(number), os.strerror(int(number)), what)
+        self.root = pid
         return {"pid": pid}, [libc.syscall("pidfd_open", pid, 0)]
 
     def _fork(self, message: Message, fds: list[int]) -> tuple[dict[str, Any], list[int]]:
@@ -145,6 +150,7 @@ class Init:
     def _built(self, message: Message, fds: list[int]) -> tuple[dict[str, Any], list[int]]:
         """The restart is over: nothing is passed any more, and new processes get ids behind the old ones."""
         os.close(self.kept.pop("control"))
+        self.root = message["root"]
         if message.get("last_pid"):
             write_file("/proc/sys/kernel/ns_last_pid", str(message["last_pid"]))
         return {}, []

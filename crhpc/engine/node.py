@@ -15,7 +15,7 @@ from crhpc.engine import freeze as freezing
 from crhpc.engine.dump import cut, survey, write_tables, write_tree
 from crhpc.engine.pod import PodProcess
 from crhpc.engine.restore import Rebuilding
-from crhpc.errors import CheckpointFailed, CrhpcError, DiskFull, ImageDamaged, RestartFailed
+from crhpc.errors import CrhpcError, ImageDamaged, RestartFailed, failed_checkpoint
 from crhpc.image.reader import Image
 from crhpc.image.writer import ShardWriter
 from crhpc.kernel import proc
@@ -25,8 +25,6 @@ from crhpc.resources.context import Dump, Pod
 from crhpc.resources.files.inet import endpoints
 
 log = logger(__name__)
-
-_NO_SPACE = (28, 122)   # ENOSPC, EDQUOT
 
 
 class Node:
@@ -203,7 +201,7 @@ class Node:
         assert self._rebuilding is not None and self._image is not None
         tasks = self._rebuilding.ctx.tasks
         self.root_host = tasks[self.root].host if self.root in tasks else 0
-        self._rebuilding.release(last_pid)
+        self._rebuilding.release(self.root if self.root_status is None else 0, last_pid)
         self._image.close()
         self._image = self._rebuilding = None
         return {"pid": self.root, "host_pid": self.root_host, "tasks": len(tasks)}
@@ -258,10 +256,7 @@ class Node:
             yield
         except OSError as error:
             log.debug("checkpoint failed", exc_info=True)
-            if error.errno in _NO_SPACE:
-                raise DiskFull(path=directory, why=error.strerror) from error
-            raise CheckpointFailed(why=f"{error.filename}: {error.strerror}" if error.filename else str(error),
-                                   cure="see `crhpc checkpoint -v`; the next one is taken as usual") from error
+            raise failed_checkpoint(error, directory) from error
 
     @contextlib.contextmanager
     def _restarting(self, image: str) -> Any:

@@ -60,10 +60,14 @@ class Rebuilding:
                 with self.steps.step(phase.name.lower(), log):
                     run_steps(self.kinds, phase, self.ctx)
 
-    def release(self, last_pid: int) -> None:
-        """Let every task go."""
+    def release(self, root: int, last_pid: int) -> None:
+        """Let every task go.
+
+        Args:
+            root: the job's first process, whose end the pod's first is to tell.
+        """
         self.close()
-        self.pod.request({"op": "built", "last_pid": last_pid})
+        self.pod.request({"op": "built", "root": root, "last_pid": last_pid})
         stopped = {row.pid for row in self.ctx.rows(Process) if row.stopped}
         for pid, task in self.ctx.tasks.items():
             if pid in stopped:

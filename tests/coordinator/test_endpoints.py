@@ -12,6 +12,8 @@ from crhpc.coordinator.endpoints import Connection, External, match
 ESTABLISHED, CLOSE_WAIT, LISTEN = 1, 8, 10
 HERE, THERE, FAR = ("10.0.0.1", 5000), ("10.0.0.2", 6000), ("192.0.2.9", 80)
 
+LOOPBACK = {"127.0.0.1", "::1"}
+
 ADDRESSES = st.tuples(st.sampled_from(["127.0.0.1", "10.0.0.1", "10.0.0.2", "::1"]), st.integers(1, 6))
 ENDS = st.lists(st.tuples(st.integers(0, 3), ADDRESSES, ADDRESSES), max_size=12)
 
@@ -39,7 +41,7 @@ def test_every_connection_is_paired_exactly_once(wanted, chance):
     expected = set()
     rows = []
     for near, elsewhere, (local, remote) in wanted:
-        far = near if {local[0], remote[0]} & {"127.0.0.1", "::1"} else elsewhere
+        far = near if {local[0], remote[0]} & LOOPBACK else elsewhere
         number = len(rows)
         rows += [(near, end(number, local, remote)), (far, end(number + 1, remote, local))]
         expected.add(frozenset({(near, number), (far, number + 1)}))
@@ -63,8 +65,8 @@ def test_nothing_is_lost_and_nothing_is_used_twice(rows):
     seen += [(e.node, e.file) for e in outside]
     assert sorted(seen) == sorted((node, number) for number, (node, _, _) in enumerate(rows))
     # what is left alone has no other half that is left alone too
-    names = [(e.local, e.remote) for e in outside]
-    assert not any((remote, local) in names[:i] for i, (local, remote) in enumerate(names))
+    names = [(e.node if {e.local[0], e.remote[0]} & LOOPBACK else -1, e.local, e.remote) for e in outside]
+    assert not any((scope, remote, local) in names[:i] for i, (scope, local, remote) in enumerate(names))
 
 
 # -- those that stay alone ----------------------------------------------------------------------------

@@ -149,7 +149,8 @@ def _pipe(number: int, file: OpenFile, ctx: Dump) -> Pipe:
         if count and reader is None:
             fd = os.open(f"/proc/{file.task.host}/fd/{file.fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             stack.callback(os.close, fd)
-        contents, packets = b"", ()
+        contents = b""
+        packets: tuple[int, ...] = ()
         if count:
             writes_packets = any(end.info.flags & os.O_DIRECT and _access(end) != os.O_RDONLY for end in ends)
             contents, packets = _peek(fd, size, count, writes_packets)
