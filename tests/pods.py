@@ -20,6 +20,7 @@ from crhpc.engine.node import Node
 from crhpc.image.commit import commit
 from crhpc.image.format import ShardSummary, image_name, image_numbers, new_temporary, read_manifest
 from crhpc.kernel import directories
+from observer import Seen, differences, observe
 
 PROGRAMS = Path(__file__).resolve().parent / "programs"
 PATIENCE = 30.0
@@ -50,6 +51,8 @@ class Subject:
         for directory in (self.work, self.images):
             directory.mkdir(mode=0o700)
         self.warnings: list[str] = []
+        self.seen: dict[Path, Seen] = {}
+        """What an observer saw of the pod at each checkpoint."""
         self.node: Node | None = None
         out = os.open(self.out, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
         self._stdio = (os.open(os.devnull, os.O_RDONLY), out, 2)
@@ -96,6 +99,8 @@ class Subject:
             self.node.precopy(str(temporary))
             tasks = self.node.freeze()
             ends = self.node.cut()
+            assert self.node.pod is not None
+            seen = observe(self.node.pod.pid)
             described = self.node.describe()
             if not kill:
                 self.node.thaw()
@@ -107,6 +112,7 @@ class Subject:
         assert not outside, outside
         image = commit(temporary, self.images / image_name(number), number=number, shards=[summary], stats={},
                        job={"id": "test", "tasks": tasks, "pods": {"0": described}}, connections=connections)
+        self.seen[image] = seen
         if kill:
             self.kill()
         return image
@@ -123,6 +129,9 @@ class Subject:
         self.node = Node(0, memory=64 << 20, level=1, warn=self.warnings.append)
         self.node.build(str(image), described, self._stdio)
         self.node.connect()
+        assert self.node.pod is not None
+        differ = differences(self.seen[image], observe(self.node.pod.pid))
+        assert not differ, "after the restart differs: " + "; ".join(differ)
         self.node.release(described["last_pid"])
 
     def check(self) -> None:

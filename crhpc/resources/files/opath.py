@@ -5,6 +5,7 @@ have a name still.
 """
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass
 
@@ -58,7 +59,9 @@ def _open(ctx: Restore, record: Place, flags: int) -> int:
     task = holder(ctx, record.id)
     task.leader.write(task.area.data, os.fsencode(record.path) + b"\0")
     try:
-        number = task.call("open", task.area.data, flags | os.O_NOFOLLOW, 0)
+        if not flags & os.O_NOFOLLOW and os.path.islink(ctx.pod.outside(record.path)):
+            raise OSError(errno.ELOOP, "it is a symbolic link by now", record.path)
+        number = task.call("open", task.area.data, flags, 0)
     except OSError as error:
         raise FileGone(image=ctx.image, path=record.path, why=f"cannot be opened ({error.strerror})", pid=task.pid,
                        program="a descriptor") from None
