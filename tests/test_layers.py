@@ -79,7 +79,7 @@ def test_libraries_stay_in_their_place(path: Path) -> None:
 
 KINDS = sorted((PACKAGE / "resources").rglob("*.py"))
 SHARED = {"crhpc.resources", "crhpc.resources.context", "crhpc.resources.files", "crhpc.resources.residency",
-          "crhpc.resources.sockets", "crhpc.resources.space"}
+          "crhpc.resources.sockets", "crhpc.resources.space", "crhpc.resources.stubs", "crhpc.resources.lineage"}
 
 
 @pytest.mark.parametrize("path", KINDS, ids=relative)

@@ -5,7 +5,6 @@ import contextlib
 import errno
 import os
 import resource
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from crhpc.log import Steps, logger
 from crhpc.resources import Kind, Phase, run_steps
 from crhpc.resources.context import Pod, Restore
 from crhpc.resources.files import Descriptor
-from crhpc.resources.tree import Process
 
 log = logger(__name__)
 
@@ -68,10 +66,7 @@ class Rebuilding:
         """
         self.close()
         self.pod.request({"op": "built", "root": root, "last_pid": last_pid})
-        stopped = {row.pid for row in self.ctx.rows(Process) if row.stopped}
-        for pid, task in self.ctx.tasks.items():
-            if pid in stopped:
-                os.kill(task.host, signal.SIGSTOP)
+        for task in self.ctx.tasks.values():
             for tracee in task.threads.values():
                 with contextlib.suppress(ProcessLookupError):
                     ptrace.detach(tracee.tid)

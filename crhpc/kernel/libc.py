@@ -17,7 +17,8 @@ _syscall_locked.restype = ctypes.c_long
 NR: dict[str, int] = {
     "read": 0, "write": 1, "open": 2, "close": 3, "lseek": 8, "mmap": 9, "mprotect": 10, "munmap": 11, "brk": 12,
     "rt_sigaction": 13, "rt_sigprocmask": 14, "ioctl": 16, "mremap": 25, "mincore": 27, "madvise": 28, "shmget": 29,
-    "shmat": 30, "shmctl": 31, "dup2": 33, "nanosleep": 35, "getitimer": 36, "setitimer": 38, "getpid": 39,
+    "shmat": 30, "shmctl": 31, "dup2": 33, "pause": 34, "nanosleep": 35, "getitimer": 36, "setitimer": 38,
+    "getpid": 39,
     "socket": 41, "connect": 42, "accept": 43, "sendto": 44, "recvfrom": 45, "sendmsg": 46, "recvmsg": 47,
     "bind": 49, "listen": 50, "getsockname": 51, "socketpair": 53, "clone": 56, "fork": 57, "vfork": 58, "exit": 60,
     "wait4": 61, "kill": 62, "semget": 64, "shmdt": 67, "msgget": 68, "fcntl": 72, "flock": 73, "getcwd": 79,

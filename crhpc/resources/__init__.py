@@ -44,6 +44,8 @@ class Phase(enum.IntEnum):
     """Shared memory and the files that are in the image, with their contents."""
     TREE = enum.auto()
     """Empty tasks with their ids, parents, sessions and groups."""
+    THREADS = enum.auto()
+    """The threads beside each leader."""
     SPACE = enum.auto()
     """Each task's old address space gone, its mappings made."""
     PAGES = enum.auto()
@@ -56,8 +58,6 @@ class Phase(enum.IntEnum):
     """Descriptors at their numbers in every task."""
     WATCH = enum.auto()
     """What needs descriptors at their numbers: epoll."""
-    THREADS = enum.auto()
-    """The threads beside each leader."""
     STATE = enum.auto()
     """Attributes of tasks and threads: names, signal actions, scheduling, limits."""
     CREDENTIALS = enum.auto()

@@ -276,6 +276,8 @@ class Restore:
         self.init = init
         self.warn = warn
         self.tasks: dict[int, Task] = {}
+        self.zombies: dict[int, int] = {}
+        """This node's numbers of processes that have ended, by the pod's."""
         self.held: dict[int, int] = {}
         """Local descriptors of shared objects, by the object's id."""
         self.open_files: dict[int, int] = {}

@@ -77,7 +77,8 @@ def vacate(ctx: Restore, task: Task, vmas: list[Vma]) -> None:
     start = _hole(taken, _AREA_SIZE + _KERNEL_PAGES_ROOM)
     task.call("mmap", start, _AREA_SIZE, 7, _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_FIXED_NOREPLACE, -1, 0)
     task.mapped_area = area = Area(task.leader, start, _AREA_SIZE)
-    task.leader.prepare(area.instruction)
+    for tracee in task.threads.values():
+        tracee.prepare(area.instruction)
     with area.batch() as batch:
         for low, high in ((0, ctx.control_number - 1), (ctx.control_number + 1, 0xFFFFFFFF)):
             batch.call("close_range", low, high, 0)

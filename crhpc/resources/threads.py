@@ -16,17 +16,16 @@ import struct
 from dataclasses import dataclass, field
 
 from crhpc.image.records import U64
-from crhpc.kernel import clone, libc, proc, ptrace
+from crhpc.kernel import libc, proc, ptrace
 from crhpc.kernel.libc import NR
-from crhpc.kernel.tracee import ALL_BUT_TRAP, NO_CALL, Tracee
+from crhpc.kernel.tracee import NO_CALL, Tracee
 from crhpc.resources import Cut, Kind, Phase, at
 from crhpc.resources.context import Dump, Restore, Task
+from crhpc.resources.stubs import clone_thread
 
 PR_SET_NAME, PR_GET_TID_ADDRESS = 15, 40
 RSEQ_FLAG_UNREGISTER = 1
 _ERESTARTSYS, _ERESTARTNOINTR, _ERESTARTNOHAND, _ERESTART_RESTARTBLOCK = 512, 513, 514, 516
-_THREAD_FLAGS = (clone.CLONE_VM | clone.CLONE_FS | clone.CLONE_FILES | clone.CLONE_SIGHAND | clone.CLONE_THREAD
-                 | clone.CLONE_SYSVSEM)
 
 
 _EINTR = 4
@@ -88,8 +87,8 @@ class ThreadsKind(Kind):
     def clone_threads(self, ctx: Restore) -> None:
         for row in ctx.rows(Thread):
             task = ctx.tasks[row.pid]
-            if row.tid != row.pid:
-                task.threads[row.tid] = _clone_thread(task, row.tid)
+            if row.tid not in task.threads:
+                task.threads[row.tid] = clone_thread(task, row.tid)
 
     @at(Phase.STATE)
     def set_state(self, ctx: Restore) -> None:
@@ -222,13 +221,3 @@ def _use_tiles(task: Task, tracee: Tracee) -> None:
     code, shape = task.area.data, task.area.data + len(_USE_TILES)
     tracee.write(code, _USE_TILES + _TILE_SHAPE)
     tracee.run_code(code, shape, shape)
-
-
-def _clone_thread(task: Task, tid: int) -> Tracee:
-    room = task.area.data
-    words = clone.clone_args(flags=_THREAD_FLAGS, exit_signal=0, set_tid=room + clone.ARGS_SIZE, set_tid_size=1)
-    task.leader.write(room, struct.pack("11Qi", *words, tid))
-    tracee = Tracee(task.host, task.leader.clone(room, clone.ARGS_SIZE))
-    ptrace.set_signal_mask(tracee.tid, ALL_BUT_TRAP)
-    tracee.prepare(task.area.instruction)
-    return tracee

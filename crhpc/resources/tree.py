@@ -1,27 +1,31 @@
-"""Processes: ids, parents, process groups, sessions, and zombies with their exit status.
+"""Processes: ids, parents, process groups, sessions, zombies with their exit status, and job control.
 
-Read from ``/proc/PID/status`` and ``stat``. Rebuilt from the pod's first process down: a child is cloned by
-its own parent under its old number (clone3's set_tid), before or after the parent's setsid(2), whichever
-session it belongs to. A group whose leader is gone gets a stand-in for as long as it takes to join it.
+Read from ``/proc/PID/status`` and ``stat``. Rebuilt from the pod's first process down: each is cloned under its old
+number (clone3's set_tid) by who must have it to be in its session (lineage.py). A session or a group whose
+leader is gone gets a stand-in for as long as it takes to join it.
 """
 from __future__ import annotations
 
 import contextlib
 import os
-import resource
+import signal
 import struct
-import time
-from dataclasses import dataclass, field
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
-from crhpc.kernel import clone, proc, ptrace
-from crhpc.kernel.libc import NR
-from crhpc.kernel.tracee import ALL_BUT_TRAP, NO_CALL, Tracee, await_stop, find_instruction
-from crhpc.resources import Cut, Kind, Phase, at
+from crhpc.errors import PASSING, ImageDamaged, OtherMachine
+from crhpc.kernel import proc
+from crhpc.resources import Cut, Kind, Phase, at, stubs
 from crhpc.resources.context import Dump, Restore, Task
+from crhpc.resources.lineage import FIRST, End, NoLineage, Plan, plan
 
-STUB_OPTIONS = (ptrace.O_TRACESYSGOOD | ptrace.O_TRACECLONE | ptrace.O_TRACEFORK | ptrace.O_TRACEVFORK
-                | ptrace.O_EXITKILL)
-_WALL = 0x40000000
+_P_PID, _WNOHANG, _WSTOPPED, _WCONTINUED, _WNOWAIT, _WALL = 1, 1, 2, 8, 0x1000000, 0x40000000
+_SIGINFO_SIZE = 128
+_CLD_STOPPED, _CLD_CONTINUED = 5, 6
+_PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 15, 36
+_LARGEST_ID = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,158 +34,235 @@ class Process:
 
     pid: int
     parent: int
+    thread: int = field(metadata={"doc": "the thread of the parent whose child it is; 0: of the first process"})
     group: int
     session: int
     zombie: bool
     exit_status: int = field(metadata={"doc": "as waitpid(2) gives it; zombies only"})
+    exit_signal: int = field(metadata={"doc": "what its parent gets at its end: SIGCHLD, but for clone(2)"})
     stopped: bool = field(metadata={"doc": "stopped by a signal, as job control does"})
+    report: int = field(metadata={"doc": "what its parent has not waited for yet: the signal that stopped it, SIGCONT "
+                                         "that let it go on, or 0"})
+    uid: int
+    name: bytes = field(metadata={"doc": "of a zombie"})
     program: str
 
 
 class TreeKind(Kind):
     name = "tree"
     records = (Process,)
-    saved = "process ids, parents, process groups, sessions, zombies with their exit status, stopped processes"
-    refused = "an orphan in a session that its parent, the pod's first process, is not in"
+    saved = ("process ids, parents (also where it is a thread beside the first that has the child), process groups and "
+             "sessions, also those whose leader has ended, orphans, exit signals, zombies with their exit status, name "
+             "and user id, stopped processes and whether their parents know")
+    refused = ("the processor time of ended children; where the core pattern names a program or a directory, that a "
+               "zombie left a core file")
+
+    @at(Cut.INSPECT)
+    def inspect(self, ctx: Dump) -> None:
+        rows = ctx.state["processes"] = [*_rows(ctx)]
+        try:
+            plan(rows)
+        except NoLineage as error:
+            task = next((task for task in [*ctx.tasks, *ctx.zombies] if task.pid == error.pid), ctx.tasks[0])
+            raise ctx.refuse(f"the place in the process tree ({error})", task,
+                             "let it start a session of its own (setsid)") from None
 
     @at(Cut.COLLECT)
     def dump(self, ctx: Dump) -> None:
-        for task in [*ctx.tasks, *ctx.zombies]:
-            status, stat = proc.status(task.host), proc.stat(task.host)
-            row = Process(
-                pid=task.pid, parent=ctx.pod_pid(stat.ppid), group=status.inner("NSpgid"),
-                session=status.inner("NSsid"), zombie=task.zombie, exit_status=stat.exit_code if task.zombie else 0,
-                stopped=task.stopped, program=proc.program(task.host))
-            if row.parent == 0:
-                raise ctx.refuse(f"a process whose parent {stat.ppid} is outside the pod", task,
-                                 "end it, or start it by the job itself")
-            ctx.add(row)
-        _check_sessions(ctx)
+        rows: list[Process] = ctx.state.pop("processes")
+        reports = dict(_reports(ctx, rows))
+        for row in rows:
+            ctx.add(replace(row, report=reports.get(row.pid, 0)))
+
+    @at(Phase.CHECK)
+    def check(self, ctx: Restore) -> None:
+        rows = ctx.rows(Process)
+        zombies = {row.pid for row in rows if row.zombie}
+        if any(row.parent in zombies for row in rows):
+            raise ImageDamaged(image=ctx.image, what="a process has a parent that has ended")
+        try:
+            ctx.state["plan"] = plan(rows, avoid=[row.thread for row in rows])
+        except NoLineage as error:
+            raise ImageDamaged(image=ctx.image, what=f"process {error.pid}: {error}") from None
+
+    @at(Phase.POD)
+    def check_ids(self, ctx: Restore) -> None:
+        rows = ctx.rows(Process)
+        most = int(ctx.init.request({"op": "read", "path": "/proc/sys/kernel/pid_max"})["text"])
+        highest = max((max(row.pid, row.thread, row.group, row.session) for row in rows), default=0)
+        if highest >= most:
+            raise OtherMachine(image=ctx.image, what=f"the job has a process id {highest}, here they end at {most - 1}",
+                               cure=f"sysctl kernel.pid_max={_LARGEST_ID}")
 
     @at(Phase.TREE)
     def restore(self, ctx: Restore) -> None:
+        births: Plan = ctx.state.pop("plan")
         rows = {row.pid: row for row in ctx.rows(Process)}
-        for row in rows.values():
-            if row.parent == 1:
-                host = ctx.init.fork_as(row.pid)
-                _grow(ctx, rows, row, adopt(host, row.pid))
-        _join_groups(ctx, rows)
+        for birth in births.births:
+            if birth.leads:
+                _lead_session(ctx, ctx.tasks[birth.pid])
+            else:
+                ctx.tasks[birth.pid] = _bear(ctx, birth.pid, birth.creator, rows.get(birth.pid))
+        _join_groups(ctx, rows, births.spare)
+        for end in births.ends:
+            _end_stand_in(ctx, end)
         for row in rows.values():
             if row.zombie:
-                _die(ctx.tasks.pop(row.pid), row.exit_status)
+                _end_zombie(ctx, ctx.tasks.pop(row.pid), row)
+
+    @at(Phase.CREDENTIALS)
+    def stop(self, ctx: Restore) -> None:
+        """When their actions are set, and before the signals that this sends to parents are cleared away."""
+        for row in ctx.rows(Process):
+            if row.stopped or row.report == signal.SIGCONT:
+                task = ctx.tasks[row.pid]
+                stubs.stop(task, row.report if row.stopped and row.report else signal.SIGSTOP)
+                if not row.stopped:
+                    os.kill(task.host, signal.SIGCONT)
+                    task.call("getpid")   # its parent hears of it when it runs
+                elif not row.report and row.parent != FIRST:
+                    ctx.tasks[row.parent].call("waitid", _P_PID, row.pid, 0, _WSTOPPED | _WNOHANG | _WALL, 0)
 
 
-def _check_sessions(ctx: Dump) -> None:
-    """Refuse what ``_grow`` could not rebuild."""
-    rows = {row.pid: row for row in ctx.rows.get(Process, [])}
+# -- dump -----------------------------------------------------------------------------------------------
+def _rows(ctx: Dump) -> Iterator[Process]:
+    """In the order in which parents have their children, as wait(2) looks at them."""
+    tasks = [*ctx.tasks, *ctx.zombies]
+    stats = {task.host: proc.stat(task.host) for task in tasks}
+    places: dict[int, tuple[int, int]] = {}   # a child's number here: its place among all, and the thread whose it is
+    for parent in dict.fromkeys(stat.ppid for stat in stats.values()):
+        for tid in proc.threads(parent):
+            with contextlib.suppress(OSError):
+                for child in proc.read(f"/proc/{parent}/task/{tid}/children").split():
+                    places[int(child)] = len(places), tid
+    for task in sorted(tasks, key=lambda task: places.get(task.host, (0, 0))[0]):
+        status, stat = proc.status(task.host), stats[task.host]
+        parent = ctx.pod_pid(stat.ppid)
+        if parent == 0:
+            raise ctx.refuse("a process whose parent has just ended", task, PASSING)
+        yield Process(
+            pid=task.pid, parent=parent, thread=_thread(ctx, parent, places.get(task.host, (0, 0))[1]),
+            group=status.inner("NSpgid"), session=status.inner("NSsid"), zombie=task.zombie,
+            exit_status=stat.exit_code if task.zombie else 0, exit_signal=stat.exit_signal, stopped=task.stopped,
+            report=0, uid=status.numbers("Uid")[0], name=proc.comm(task.host) if task.zombie else b"",
+            program=proc.program(task.host))
+
+
+def _thread(ctx: Dump, parent: int, host: int) -> int:
+    """The pod's number of a parent's thread."""
+    task = ctx.task(parent)
+    if task is None:
+        return 0
+    return next((tid for tid, tracee in task.threads.items() if tracee.tid == host), parent)
+
+
+def _reports(ctx: Dump, rows: Iterable[Process]) -> Iterator[tuple[int, int]]:
+    """What parents would get from waitid(2) of children that stopped or went on; it is left there."""
+    below: dict[int, list[Process]] = {}
+    for row in rows:
+        if not row.zombie:
+            below.setdefault(row.parent, []).append(row)
+    for pid, children in below.items():
+        task = ctx.task(pid)
+        if task is None:   # the pod's first process takes no notice
+            continue
+        for start in range(0, len(children), at_once := task.area.room // _SIGINFO_SIZE):
+            group = children[start:start + at_once]
+            task.leader.write(task.area.data, bytes(len(group) * _SIGINFO_SIZE))
+            task.area.run([("waitid", (_P_PID, row.pid, task.area.data + i * _SIGINFO_SIZE,
+                                       _WSTOPPED | _WCONTINUED | _WNOHANG | _WNOWAIT | _WALL, 0))
+                           for i, row in enumerate(group)])
+            raw = task.leader.read(task.area.data, len(group) * _SIGINFO_SIZE)
+            for i, row in enumerate(group):
+                code, status = struct.unpack_from("8xi12xi", raw, i * _SIGINFO_SIZE)
+                if code in (_CLD_STOPPED, _CLD_CONTINUED):
+                    yield row.pid, status
+
+
+# -- restore --------------------------------------------------------------------------------------------
+def _bear(ctx: Restore, pid: int, creator: int, row: Process | None) -> Task:
+    if creator == FIRST:
+        return stubs.fork_stub(ctx, pid)
+    parent = ctx.tasks[creator]
+    if row is None or row.parent != creator:
+        return stubs.clone_stub(parent, pid)
+    thread = row.thread or creator
+    if thread not in parent.threads:
+        parent.threads[thread] = stubs.clone_thread(parent, thread)
+    return stubs.clone_stub(parent, pid, thread=thread, exit_signal=row.exit_signal)
+
+
+def _lead_session(ctx: Restore, task: Task) -> None:
+    task.call("setsid")
+    for action in ctx.after_setsid:
+        action(ctx, task)
+
+
+def _join_groups(ctx: Restore, rows: dict[int, Process], spare: Iterator[int]) -> None:
+    """All were born into the first group of their session, and join their own when all groups are there."""
+    joining: dict[int, list[Process]] = {}
     for row in rows.values():
-        own = row.session == row.pid
-        parent = rows.get(row.parent)
-        inherited = {1} if parent is None else {parent.session, _before_setsid(rows, parent)}
-        if not own and row.session not in inherited:
-            task = next(task for task in [*ctx.tasks, *ctx.zombies] if task.pid == row.pid)
-            raise ctx.refuse(f"an orphan in session {row.session}", task, "let it start a session of its own (setsid)")
-
-
-def _before_setsid(rows: dict[int, Process], row: Process) -> int:
-    """The session that a process was born into."""
-    if row.session != row.pid:
-        return row.session
-    parent = rows.get(row.parent)
-    return 1 if parent is None else parent.session
-
-
-def adopt(host: int, pid: int) -> Task:
-    """Stop an empty task and make it ready for remote calls; it dies with its tracer.
-
-    Args:
-        host: its number here; ``pid``: in the pod.
-    """
-    ptrace.seize(host, STUB_OPTIONS)
-    ptrace.interrupt(host)
-    await_stop(host)
-    return _stub(host, pid)
-
-
-def _stub(host: int, pid: int) -> Task:
-    leader = Tracee(host, host)
-    ptrace.set_signal_mask(host, ALL_BUT_TRAP)
-    registers = ptrace.get_registers(host)
-    leader.prepare(find_instruction(host, proc.maps(host)), stack=registers.rsp - 4096 & ~0xF)
-    return Task(pid, host, leader, {pid: leader})
-
-
-def _grow(ctx: Restore, rows: dict[int, Process], row: Process, task: Task) -> None:
-    """Register a new task and clone its children, those of its earlier session first."""
-    ctx.tasks[row.pid] = task
-    children = [child for child in rows.values() if child.parent == row.pid]
-    own = row.session == row.pid
-    elders = [child for child in children if own and child.session not in (child.pid, row.session)]
-    for child in elders:
-        _grow(ctx, rows, child, clone_child(task, child.pid))
-    if own:
-        task.call("setsid")
-        for action in ctx.after_setsid:
-            action(ctx, task)
-    for child in children:
-        if child not in elders:
-            _grow(ctx, rows, child, clone_child(task, child.pid))
-
-
-def clone_child(parent: Task, pid: int) -> Task:
-    """Fork a stub under a chosen number; the arguments lie on the parent's stack, below what it uses."""
-    tracee = parent.leader
-    room = (ptrace.get_registers(tracee.tid).rsp - 2048) & ~0xF
-    words = clone.clone_args(set_tid=room + clone.ARGS_SIZE, set_tid_size=1)
-    tracee.write(room, struct.pack("11Qi", *words, pid))
-    return _stub(tracee.clone(room, clone.ARGS_SIZE), pid)
-
-
-def _join_groups(ctx: Restore, rows: dict[int, Process]) -> None:
-    leaders_first = sorted(rows.values(), key=lambda row: row.group != row.pid)
-    for row in leaders_first:
-        if row.group == row.pid:
-            if row.session != row.pid:
-                ctx.tasks[row.pid].call("setpgid", 0, 0)
-        elif row.group not in rows:
-            _join_orphan_group(ctx, [member for member in rows.values() if member.group == row.group])
-        elif _group_of(ctx.tasks[row.pid]) != row.group:
+        if row.group != row.session:
+            joining.setdefault(row.group, []).append(row)
+    stand_ins: list[tuple[Task, Task]] = []
+    for group, members in joining.items():
+        first = ctx.tasks[members[0].pid]
+        leader = ctx.tasks.get(group) or stubs.clone_stub(first, group)
+        leader.call("setpgid", 0, 0)
+        if group not in rows:
+            stand_ins.append((leader, first))
+        elif all(row.pid in joining for row in members if row.pid != group):
+            keeper = stubs.clone_stub(first, next(spare))   # its leader may leave before anybody has come
+            keeper.call("setpgid", 0, group)
+            stand_ins.append((keeper, first))
+    for row in sorted(rows.values(), key=lambda row: row.pid in joining):   # who has left its own group goes last
+        if row.group not in (row.pid, row.session):
             ctx.tasks[row.pid].call("setpgid", 0, row.group)
+    for task, parent in stand_ins:
+        stubs.end(task)
+        parent.call("wait4", task.pid, 0, _WALL, 0)
 
 
-def _group_of(task: Task) -> int:
-    return task.call("getpgid", 0)
-
-
-def _join_orphan_group(ctx: Restore, members: list[Process]) -> None:
-    """A group whose leader has ended: a stand-in leads it until all members have joined."""
-    group = members[0].group
-    first = ctx.tasks[members[0].pid]
-    if group == 1 or all(_group_of(ctx.tasks[member.pid]) == group for member in members):
-        return
-    leader = clone_child(first, group)
-    leader.call("setpgid", 0, 0)
-    for member in members:
-        ctx.tasks[member.pid].call("setpgid", 0, group)
-    _die(leader, 0)
-    first.call("wait4", group, 0, _WALL, 0)
-
-
-def _die(task: Task, status: int) -> None:
-    """End a stub with a wait status; its parent finds a zombie when this returns."""
-    host = task.host
-    if os.WIFSIGNALED(status):
-        resource.prlimit(host, resource.RLIMIT_CORE, (0, 0))
-        ptrace.set_signal_mask(host, 0)
-        os.kill(host, os.WTERMSIG(status))   # its default action comes before the stub's next instruction
+def _end_stand_in(ctx: Restore, end: End) -> None:
+    """Its children go to the nearest child subreaper above, which is the heir for this moment."""
+    task, heir = ctx.tasks.pop(end.pid), ctx.tasks.get(end.heir)
+    if heir is not None:
+        heir.call("prctl", _PR_SET_CHILD_SUBREAPER, 1)
+    stubs.end(task)
+    if heir is not None:
+        heir.call("prctl", _PR_SET_CHILD_SUBREAPER, 0)
+    if end.creator == FIRST:
+        stubs.await_reaping(task.host)
     else:
-        registers = ptrace.get_registers(host)
-        registers.rip = task.leader.instruction
-        registers.rax, registers.rdi, registers.orig_rax = NR["exit_group"], os.WEXITSTATUS(status), NO_CALL
-        ptrace.set_registers(host, registers)
-    with contextlib.suppress(ProcessLookupError):   # SIGKILL doesn't wait for the detach
-        ptrace.detach(host)
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(host, _WALL)
-    while proc.stat(host).state != "Z":
-        time.sleep(0.0005)
+        ctx.tasks[end.creator].call("wait4", end.pid, 0, _WALL, 0)
+
+
+def _end_zombie(ctx: Restore, task: Task, row: Process) -> None:
+    status = row.exit_status
+    _name(task, row.name)
+    if row.uid != os.getuid() and os.getuid() == 0:
+        task.call("setresuid", row.uid, row.uid, row.uid)
+    with contextlib.ExitStack() as stack:
+        if os.WCOREDUMP(status):
+            place = tempfile.TemporaryDirectory(dir=ctx.pod.outside(ctx.pod.temporary))
+            status &= 0xFF if _leaves_core_in(stack.enter_context(place), ctx, task) else 0x7F
+        stubs.end(task, status)
+    ctx.zombies[row.pid] = task.host
+
+
+def _name(task: Task, name: bytes) -> None:
+    room = stubs.stack_room(task)
+    task.leader.write(room, name[:15] + b"\0")
+    task.call("prctl", _PR_SET_NAME, room)
+
+
+def _leaves_core_in(place: str, ctx: Restore, task: Task) -> bool:
+    """Let a stub's core file be a small one in a directory that will go, if it depends on the directory (core(5))."""
+    if Path("/proc/sys/kernel/core_pattern").read_bytes().startswith((b"|", b"/", b"@")):
+        ctx.warn(f"pid {task.pid} had left a core file before the checkpoint; its parent will not be told of that")
+        return False
+    os.chmod(place, 0o777)
+    room = stubs.stack_room(task)
+    task.leader.write(room, os.fsencode(place.removeprefix(ctx.pod.root)) + b"\0")
+    task.call("chdir", room)
+    return True
