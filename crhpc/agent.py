@@ -188,6 +188,10 @@ class Agent:
         try:
             if message["op"] == "start":
                 started = self.coordinator.start(message, temporary_directory(message))
+            elif message.get("dry_run"):
+                self._report(self.coordinator.check(message))
+                self._end()
+                return
             else:
                 started = self.coordinator.restart(message)
         except CrhpcError as error:

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 from crhpc import __version__, doctor, errors, log, resume, tables
 from crhpc.client import ask_checkpoint, ask_status
+from crhpc.filepolicy import FilePolicy, Files, check_moved, moved_path
 from crhpc.image.format import MANIFEST, read_manifest, remove_stale_temporaries
 from crhpc.jobdir import DEFAULT, JobDirectory, JobState, Status, unwritable
 from crhpc.progress import Report, checkpoint_line, duration, plain, plural, size
@@ -78,8 +79,9 @@ def restart(args: argparse.Namespace) -> int:
 
 
 def _supervise(directory: JobDirectory, task: Task, args: argparse.Namespace, report: Report) -> int:
+    policy = FilePolicy(args.files, args.map)
     options = Options(every=args.every, keep=args.keep, wait_all=args.wait_all, memory=args.memory,
-                      level=args.level)
+                      level=args.level, policy=policy, dry_run=args.dry_run)
     return Supervisor(directory, task, options, report).run()
 
 
@@ -246,7 +248,7 @@ def parser() -> argparse.ArgumentParser:
 
     def command(name: str, function: Command, text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        sub.set_defaults(function=function, verbose=False)
+        sub.set_defaults(function=function, verbose=False, dry_run=False)
         return sub
 
     sub = command("run", run, "run a command so that it survives, or resume it")
@@ -259,6 +261,7 @@ def parser() -> argparse.ArgumentParser:
 
     sub = command("restart", restart, "restart the newest usable checkpoint of a directory, or a given one")
     sub.add_argument("path", type=Path, metavar="DIR|IMAGE")
+    sub.add_argument("--dry-run", action="store_true", help="only tell what would be done to files, or why it can't be")
     _add_job_options(sub)
 
     sub = command("checkpoint", checkpoint, "have the running job of a directory checkpointed")
@@ -287,6 +290,11 @@ def _add_job_options(sub: argparse.ArgumentParser) -> None:
                      help="a checkpoint each so many seconds (30, 5m, 1h; 0: on request only; %(default)s)")
     sub.add_argument("--keep", type=int, default=os.environ.get("CRHPC_KEEP", "2"), metavar="K",
                      help="how many checkpoints to keep (0: all; %(default)s)")
+    sub.add_argument("--files", type=Files, choices=list(Files), default=Files.ROLLBACK,
+                     help="at a restart, files that have changed since the checkpoint are brought back (rollback), "
+                          "left as they are (keep), or a reason to refuse (strict)")
+    sub.add_argument("--map", type=moved_path, action="append", default=[], metavar="OLD=NEW",
+                     help="at a restart, look for the files that were below OLD below NEW")
     sub.add_argument("--wait-all", action="store_true", help="the job is over when its last process ends")
     sub.add_argument("-v", "--verbose", action="store_true", help="a line for each checkpoint")
     sub.add_argument("--memory", type=count_of_bytes, default="256M", help=argparse.SUPPRESS)
@@ -318,6 +326,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         args.command = [*args.command, *end] if args.command else end[1:]
     if getattr(args, "keep", 0) < 0:
         raise errors.Usage(what="--keep is less than 0. Cure: 0 keeps all checkpoints")
+    try:
+        args.map = check_moved(getattr(args, "map", ()))
+    except ValueError as error:
+        raise errors.Usage(what=f"--map leads {error} to two places. Cure: give it once") from None
     return args
 
 

@@ -20,15 +20,16 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from crhpc import errors
 from crhpc.channel import Channel, ChannelClosed, Message
+from crhpc.filepolicy import FilePolicy
 from crhpc.jobdir import JobDirectory, JobState, Status
 from crhpc.launch import Child, Peer, launch_agents
-from crhpc.progress import Report, checkpoint_line, duration, plural
+from crhpc.progress import Report, checkpoint_line, duration, plain, plural
 from crhpc.requests import Requests
 from crhpc.retention import Retention
 from crhpc.signals import Received, Signals, ignored
@@ -48,6 +49,9 @@ class Options:
     wait_all: bool
     memory: int
     level: int
+    policy: FilePolicy = field(default_factory=FilePolicy)
+    dry_run: bool = False
+    """Only find out what a restart would do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,9 +252,11 @@ class Supervisor:
         directory = str(self._directory.path)
         common = {**asdict(self._options), "directory": directory, "umask": _umask(), "ignored": ignored(),
                   "cpus": sorted(os.sched_getaffinity(0))}
-        del common["keep"]   # the agents only add images
+        for name in ("keep", "policy", "dry_run"):   # the agents only add images; a start has nothing to bring back
+            del common[name]
         if self._task.image is not None:
-            return {"op": "restart", "image": str(self._task.image), **common}
+            return {"op": "restart", "image": str(self._task.image), "policy": self._options.policy.to_message(),
+                    "dry_run": self._options.dry_run, **common}
         what: Message = {"argv": list(self._state.argv), "cwd": self._state.cwd}
         job = {"id": self._state.id, "directory": directory, "started": self._state.started, **what}
         return {"op": "start", "env": self._task.environment or {}, "job": job, **what, **common,
@@ -274,6 +280,8 @@ class Supervisor:
                 self._on_started(message)
             case "failed":
                 self._on_failed(message)
+            case "checked":
+                self._on_checked(message)
             case "progress":
                 self._report.progress(message["phase"], message["done"], message["total"])
                 self._requests.progress(message)
@@ -295,6 +303,15 @@ class Supervisor:
         self._result = int(message["code"])
         if self._running:
             self._record_end(Status.FAILED, None)
+
+    def _on_checked(self, message: Message) -> None:
+        """A dry run's result goes to standard output: there is no job that it would belong to."""
+        self._report.clear()
+        self._report.release()
+        name = Path(message["image"]).name
+        print("\n".join(map(plain, [*message["plans"], f"{name} can be restarted: "
+                                    f"{plural(message['tasks'], 'process')}"])), flush=True)
+        self._result = 0
 
     def _on_started(self, message: Message) -> None:
         self._report.clear()

@@ -125,6 +125,10 @@ class Agent:
                 if "fail" in SCRIPT:
                     self.channel.send({"op": "failed", **SCRIPT["fail"]})
                     sys.exit(0)
+                if message.get("dry_run"):
+                    self.channel.send({"op": "checked", "image": message["image"], "plans": SCRIPT.get("plans", []),
+                                       "tasks": 3})
+                    sys.exit(0)
                 self.start(message, fds)
                 for text in SCRIPT.get("warnings", []):
                     self.channel.send({"op": "warning", "text": text})

@@ -595,6 +595,29 @@ def test_all_damaged(space):
     assert space.call("run", "--resume", "never", "--", "true").returncode == 0
 
 
+def test_file_options_reach_the_agent_at_a_restart(space):
+    space.call("run", "--", "sh", "-c", "sleep 0.5; exit 1", script={"checkpoints": 1})
+    done = space.call("restart", str(space.images))
+    assert space.notes("restart")[-1]["policy"] == {"files": "rollback", "moved": []}
+    space.call("restart", str(space.images), "--files", "keep", "--map", "/a/=/b", "--map", "/a/c=/d/")
+    assert space.notes("restart")[-1]["policy"] == {"files": "keep", "moved": [["/a", "/b"], ["/a/c", "/d"]]}
+    space.call("run", "--files", "strict", "--", "sh", "-c", "sleep 0.5; exit 1")
+    assert space.notes("restart")[-1]["policy"] == {"files": "strict", "moved": []}
+    assert "policy" not in space.notes("start")[0]
+    assert done.returncode == 1
+
+
+def test_a_dry_run_tells_and_changes_nothing(space):
+    space.call("run", "--", "sh", "-c", "sleep 0.5; exit 1", script={"checkpoints": 1})
+    before = (space.images / "state.json").read_text()
+    done = space.call("restart", str(space.images), "--dry-run", script={"plans": ["/out would be\nshorter"]})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "/out would be shorter\nckpt-000001 can be restarted: 3 processes\n"
+    assert (space.images / "state.json").read_text() == before
+    done = space.call("restart", str(space.images), "--dry-run", script={"fail": {"error": "no", "code": 75}})
+    assert (done.returncode, done.stdout, done.stderr) == (75, "", "crhpc: no\n")
+
+
 def test_restart_of_a_directory_and_of_an_image(space):
     assert space.call("run", "--", "sh", "-c", "sleep 0.5; exit 3", script={"checkpoints": 3}).returncode == 3
     for words, number in ((["restart", str(space.images)], 3),

@@ -133,6 +133,19 @@ class Coordinator:
         replies = self.order(Op.START, [0], command=command, temporary=temporary)
         return self._started(replies, began, None)
 
+    def check(self, message: Message) -> Message:
+        """Find out what a restart would do; nothing is made.
+
+        Raises:
+            CrhpcError: it can't be restarted here.
+        """
+        job = self.store.job(message["image"])
+        replies = self.order(Op.CHECK, image=message["image"], pods=job.get("pods", {}),
+                             policy=message.get("policy", {}))
+        plans = [line for _, reply in sorted(replies.items()) for line in reply["plans"]]
+        return {"op": "checked", "image": message["image"], "plans": list(dict.fromkeys(plans)),
+                "tasks": job.get("tasks", 0)}
+
     def restart(self, message: Message) -> Message:
         """Rebuild an image and let it go; on failure nothing is left.
 
@@ -146,7 +159,7 @@ class Coordinator:
         try:
             pods = job.get("pods", {})
             self._progress("build", 0, 0)
-            self.order(Op.BUILD, image=image, pods=pods)
+            self.order(Op.BUILD, image=image, pods=pods, policy=message.get("policy", {}))
             self.order(Op.CONNECT)
             replies = self.order(Op.RELEASE, pods=pods)
         except CrhpcError:

@@ -14,8 +14,9 @@ from typing import Any
 from crhpc.engine import freeze as freezing
 from crhpc.engine.dump import cut, survey, write_tables, write_tree
 from crhpc.engine.pod import PodProcess
-from crhpc.engine.restore import Rebuilding
+from crhpc.engine.restore import Rebuilding, preview
 from crhpc.errors import CrhpcError, ImageDamaged, RestartFailed, failed_checkpoint
+from crhpc.filepolicy import FilePolicy
 from crhpc.image.reader import Image
 from crhpc.image.writer import ShardWriter
 from crhpc.kernel import proc
@@ -163,11 +164,29 @@ class Node:
         return time.clock_gettime(clock) + self.pod.clock_offset(name)
 
     # -- restart ----------------------------------------------------------------------------------
-    def build(self, image: str, described: dict[str, Any], stdio: tuple[int, int, int]) -> int:
+    def check(self, image: str, described: dict[str, Any], stdio: tuple[int, int, int],
+              policy: dict[str, Any]) -> list[str]:
+        """What ``build`` and the rest would do to the user's files, a line each; nothing is made.
+
+        Args:
+            as for ``build``.
+
+        Raises:
+            CrhpcError: it can't be restarted here.
+        """
+        with self._restarting(image), Image(image) as opened:
+            files = FilePolicy.from_message(policy)
+            _check_description(image, described)
+            context = Pod(os.getpid(), files.path(described["temporary"]), stdio=stdio)
+            return preview(opened.node(self.number), Path(image), context, self.kinds, self.warn, files)
+
+    def build(self, image: str, described: dict[str, Any], stdio: tuple[int, int, int],
+              policy: dict[str, Any] | None = None) -> int:
         """Rebuild the pod of an image up to its open files, all stopped; how many tasks it has.
 
         Args:
             described: what ``describe`` gave at the checkpoint.
+            policy: of files, as FilePolicy.to_message gives it.
 
         Raises:
             CrhpcError: it can't be restarted here.
@@ -176,13 +195,14 @@ class Node:
             self.steps = Steps()
             self._image = Image(image)
             _check_description(image, described)
-            self.pod = PodProcess(described["temporary"], hostname=described["hostname"],
+            files = FilePolicy.from_message(policy or {})
+            self.pod = PodProcess(files.path(described["temporary"]), hostname=described["hostname"],
                                   clocks={"monotonic": described["monotonic"], "boottime": described["boottime"]})
             self.context = self.pod.context(stdio)
             self.root, self.root_status = described["root"], described["root_status"]
             _allow_many_descriptors()
             self._rebuilding = Rebuilding(self._image.node(self.number), Path(image), self.pod, self.context,
-                                          self.kinds, self.warn, self.steps)
+                                          self.kinds, self.warn, self.steps, files)
             self._rebuilding.build()
         return len(self._rebuilding.ctx.tasks)
 

@@ -5,10 +5,14 @@ import contextlib
 import errno
 import os
 import resource
+import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from crhpc.engine.pod import PodProcess
+from crhpc.errors import CrhpcError
+from crhpc.filepolicy import FilePolicy
 from crhpc.image.reader import Shard
 from crhpc.kernel import proc, ptrace
 from crhpc.kernel.tracee import find_instruction
@@ -21,18 +25,20 @@ log = logger(__name__)
 
 _MARGIN = 16
 """Below it a pod's first process has its own descriptors."""
+_TOLD = 20
+"""So many reasons why a restart is refused; the others are counted."""
 
 
 class Rebuilding:
     """One restart of one pod: build, connect, release; or abandon."""
 
     def __init__(self, shard: Shard, image: Path, pod: PodProcess, context: Pod, kinds: list[Kind],
-                 warn: Callable[[str], None], steps: Steps) -> None:
+                 warn: Callable[[str], None], steps: Steps, policy: FilePolicy | None = None) -> None:
         self.kinds = kinds
         self.pod = pod
         self.steps = steps
         number = control_number(shard)
-        self.ctx = Restore(shard, image, context, pod, pod.control(number), number, warn)
+        self.ctx = Restore(shard, image, context, pod, pod.control(number), number, warn, policy)
 
     def build(self) -> None:
         """Everything up to the open files; sockets between pods come with ``connect``.
@@ -41,7 +47,9 @@ class Rebuilding:
             CrhpcError: this machine or its files don't fit the image.
             OSError: a system call failed.
         """
-        self._run(Phase.CHECK, Phase.OPEN)
+        with self.steps.step("check", log):
+            check(self.kinds, self.ctx)
+        self._run(Phase.POD, Phase.OPEN)
 
     def connect(self) -> None:
         """Connect sockets, and all that comes after up to the release."""
@@ -64,6 +72,7 @@ class Rebuilding:
         Args:
             root: the job's first process, whose end the pod's first is to tell.
         """
+        self.ctx.undo.pop_all()
         self.close()
         self.pod.request({"op": "built", "root": root, "last_pid": last_pid})
         for task in self.ctx.tasks.values():
@@ -72,9 +81,60 @@ class Rebuilding:
                     ptrace.detach(tracee.tid)
 
     def close(self) -> None:
-        """Let go of the descriptors that the agent held for the pod."""
+        """Let go of the descriptors that the agent held for the pod; before the release, also of what it made."""
         self.ctx.closing.close()
         self.ctx.control.close()
+        with contextlib.suppress(OSError):
+            self.ctx.undo.close()
+
+
+def check(kinds: list[Kind], ctx: Restore) -> None:
+    """Compare the image with this machine and its files; nothing is made.
+
+    Raises:
+        CrhpcError: the last of all reasons why it can't be restarted; the others are told as warnings.
+    """
+    for kind in kinds:
+        for step in kind.steps(Phase.CHECK):
+            try:
+                step(ctx)
+            except CrhpcError as error:
+                ctx.problems.append(error)
+    distinct: dict[object, CrhpcError] = {}
+    for problem in ctx.problems:
+        distinct.setdefault(problem.fields.get("path", str(problem)), problem)
+    if distinct:
+        *others, last = distinct.values()
+        for problem in others[:_TOLD]:
+            ctx.warn(str(problem))
+        if len(others) > _TOLD:
+            ctx.warn(f"and {len(others) - _TOLD} more like these")
+        raise last
+
+
+def preview(shard: Shard, image: Path, context: Pod, kinds: list[Kind], warn: Callable[[str], None],
+            policy: FilePolicy) -> list[str]:
+    """What a restart would do to the user's files, a line each; no pod is needed for it.
+
+    Raises:
+        CrhpcError: it would be refused.
+    """
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ctx = Restore(shard, image, context, _NoPod(), ours, 0, warn, policy)
+        with ctx.closing:
+            check(kinds, ctx)
+        return ctx.plans
+
+
+class _NoPod:
+    """Stands in for a pod's first process where none is made."""
+
+    def fork_as(self, pid: int) -> int:
+        raise NotImplementedError
+
+    def request(self, message: dict[str, Any]) -> dict[str, Any]:
+        raise NotImplementedError
 
 
 def control_number(shard: Shard) -> int:

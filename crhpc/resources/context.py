@@ -6,6 +6,7 @@ pod) and no knowledge of any kind.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from crhpc.errors import Unsupported
+from crhpc.errors import CrhpcError, Unsupported
+from crhpc.filepolicy import FilePolicy
 from crhpc.image.reader import Shard
 from crhpc.image.writer import ShardWriter
 from crhpc.kernel import descriptors, pidfd, proc, vm
@@ -69,7 +71,8 @@ class SharedObject:
     path: str
     deleted: bool
     mappers: list[tuple[Task, proc.Mapping]] = field(default_factory=list)
-    openers: list[tuple[Task, int]] = field(default_factory=list)
+    files: list[OpenFile] = field(default_factory=list)
+    """Descriptions of it; of a file of the user's, too, which has its own contents."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,18 @@ class Pod:
     def outside(self, path: str) -> str:
         """A path of the pod as the agent can open it."""
         return self.root + path
+
+    def stat(self, path: str, *, follow: bool = True) -> os.stat_result:
+        """stat(2) of a path of the pod, of any length that the pod itself may use.
+
+        Raises:
+            OSError: it leads nowhere.
+        """
+        root = os.open(self.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            return os.stat(path.lstrip("/") or ".", dir_fd=root, follow_symlinks=follow)
+        finally:
+            os.close(root)
 
     def transient(self, path: str) -> bool:
         """Whether a file lies where files are made for a run and removed after it (hier(7)), shared with others.
@@ -118,6 +133,7 @@ class Dump:
         self.zombies = zombies
         self.rows: dict[type, list[Any]] = {}
         self.objects: dict[tuple[int, int], SharedObject] = {}
+        self._objects_by_name: dict[tuple[int, str], SharedObject] = {}
         self.open_files: dict[int, OpenFile] = {}
         self.carried: dict[int, list[int]] = {}
         """Of an open file, the files that are on their way inside it, in their order; all by id."""
@@ -149,13 +165,23 @@ class Dump:
 
     def object(self, device: int, inode: int, path: str, *, deleted: bool) -> SharedObject:
         """The shared object of an inode; the same one for everybody who asks. A name that is left wins."""
+        if deleted and self._is_named(path + " (deleted)", inode):   # what the kernel adds is a part of its name
+            path, deleted = path + " (deleted)", False
         key = (device, inode)
         if key not in self.objects:
-            self.objects[key] = SharedObject(self.new_id(), device, inode, path, deleted)
+            # Some file systems have a device number in /proc/PID/maps that stat(2) does not know (btrfs).
+            same = self._objects_by_name.get((inode, path)) if deleted else None
+            self.objects[key] = same or SharedObject(self.new_id(), device, inode, path, deleted)
+            self._objects_by_name.setdefault((inode, path), self.objects[key])
         shared = self.objects[key]
         if shared.deleted and not deleted:
             shared.path, shared.deleted = path, False
         return shared
+
+    def _is_named(self, path: str, inode: int) -> bool:
+        with contextlib.suppress(OSError):
+            return path.startswith("/") and self.pod.stat(path).st_ino == inode
+        return False
 
     def take(self, task: Task, fd: int) -> int:
         """A copy of a task's descriptor, closed by itself before the thaw."""
@@ -269,12 +295,17 @@ class Restore:
     """One restart of one pod, up to the release."""
 
     def __init__(self, shard: Shard, image: Path, pod: Pod, init: PodInit, control: socket.socket, control_number: int,
-                 warn: Callable[[str], None]) -> None:
+                 warn: Callable[[str], None], policy: FilePolicy | None = None) -> None:
         self.shard = shard
         self.image = image
         self.pod = pod
         self.init = init
         self.warn = warn
+        self.policy = policy or FilePolicy()
+        self.problems: list[CrhpcError] = []
+        """What Phase.CHECK has found, beside what it has raised: all of it is told."""
+        self.plans: list[str] = []
+        """What the restart will do to files of the user's, a line each; for ``--dry-run``."""
         self.tasks: dict[int, Task] = {}
         self.zombies: dict[int, int] = {}
         """This node's numbers of processes that have ended, by the pod's."""
@@ -290,14 +321,20 @@ class Restore:
         self.after_setsid: list[Callable[[Restore, Task], None]] = []
         """What a new session's leader must do before it has children."""
         self.closing = contextlib.ExitStack()
+        self.undo = contextlib.ExitStack()
+        """What must be undone where the restart fails."""
         self._readonly: dict[int, int] = {}
         self._rows: dict[type, list[Any]] = {}
 
     def rows(self, record: type[R]) -> list[R]:
-        """All rows of a table; none where this image has no such table."""
+        """All rows of a table; none where this image has no such table.
+
+        Fields whose metadata say ``path`` are where they lead to now.
+        """
         if record not in self._rows:
             name = table_name(record)
-            self._rows[record] = self.shard.table(record, name) if name in self.shard.tables() else []
+            rows: list[Any] = self.shard.table(record, name) if name in self.shard.tables() else []
+            self._rows[record] = [_moved(row, self.policy) for row in rows] if self.policy.moved else rows
         return self._rows[record]
 
     def hold(self, number: int, fd: int) -> int:
@@ -323,6 +360,15 @@ class Restore:
         copy = pidfd.take_fd(task.host, fd)
         task.call("close", fd)
         return copy
+
+
+def _moved(row: Any, policy: FilePolicy) -> Any:
+    changed: dict[str, str | bytes] = {}
+    for column in dataclasses.fields(row):
+        if column.metadata.get("path"):
+            value = getattr(row, column.name)
+            changed[column.name] = policy.raw_path(value) if isinstance(value, bytes) else policy.path(value)
+    return dataclasses.replace(row, **changed) if changed else row
 
 
 def table_name(record: type) -> str:

@@ -343,9 +343,35 @@ def test_restart(again):
     assert told["tasks"] == sum(10 + rank for rank in range(size))
     for rank, node in enumerate(again.nodes):
         assert node.arguments["build"] == {"image": "/images/image-1", "stdio": (0, 1, 2),
-                                           "described": {"of": rank, "last_pid": 100 + rank}}
+                                           "described": {"of": rank, "last_pid": 100 + rank}, "policy": {}}
         assert node.arguments["release"] == {"last_pid": 100 + rank}
     assert again.coordinator.survey_due is None
+
+
+def test_a_dry_run_asks_every_node_and_makes_nothing(again):
+    policy = {"files": "strict", "moved": [["/a", "/b"]]}
+    told = again.coordinator.check({"image": "/images/image-1", "policy": policy})
+    size = len(again.nodes)
+    assert [method for _, method in again.log] == ["check"] * size
+    assert told == {"op": "checked", "image": "/images/image-1", "tasks": again.store.job("/images/image-1")["tasks"],
+                    "plans": ["the same everywhere", *(f"of rank {rank}" for rank in range(size))]}
+    for rank, node in enumerate(again.nodes):
+        assert node.arguments["check"] == {"image": "/images/image-1", "stdio": (0, 1, 2), "policy": policy,
+                                           "described": {"of": rank, "last_pid": 100 + rank}}
+    assert states(again) == {"empty"}
+
+
+def test_a_dry_run_that_is_refused(again):
+    again.nodes[-1].fails["check"] = CheckpointFailed(why="that", cure="this")
+    with pytest.raises(Reported, match="that"):
+        again.coordinator.check({"image": "/images/image-1"})
+    assert states(again) == {"empty"}
+
+
+def test_the_policy_of_files_reaches_every_node(again):
+    policy = {"files": "keep", "moved": []}
+    again.coordinator.restart({"image": "/images/image-1", "directory": "/images", "every": None, "policy": policy})
+    assert [node.arguments["build"]["policy"] for node in again.nodes] == [policy] * len(again.nodes)
 
 
 def test_a_restarted_job_is_the_same_job(again):

@@ -128,8 +128,14 @@ class FakeNode:
         if self.state == "frozen":
             self.state = "running"
 
-    def build(self, image: str, described: dict[str, Any], stdio: tuple[int, int, int]) -> int:
-        self._enter("build", "empty", image=image, described=described, stdio=stdio)
+    def check(self, image: str, described: dict[str, Any], stdio: tuple[int, int, int],
+              policy: dict[str, Any]) -> list[str]:
+        self._enter("check", "empty", image=image, described=described, stdio=stdio, policy=policy)
+        return ["the same everywhere", f"of rank {self.rank}"]
+
+    def build(self, image: str, described: dict[str, Any], stdio: tuple[int, int, int],
+              policy: dict[str, Any]) -> int:
+        self._enter("build", "empty", image=image, described=described, stdio=stdio, policy=policy)
         self.state = "built"
         return 10 + self.rank
 
