@@ -186,7 +186,13 @@ class RestartFailed(CrhpcError):
 
 class FileGone(CrhpcError):
     """cannot restart {image}: {path} {why}; pid {pid} ({program}) needs it. Cure: put it back as it was at
-    the checkpoint"""
+    the checkpoint, or tell where it is now: --map OLD=NEW"""
+
+    code = EXIT_NO_IMAGE
+
+
+class FileChanged(CrhpcError):
+    """cannot restart {image}: {path} {why}; pid {pid} ({program}) has it open. Cure: {cure}"""
 
     code = EXIT_NO_IMAGE
 

@@ -99,8 +99,8 @@ def verify_and_remove(task: Mapping[str, Any]) -> dict[str, Any]:
     for old in expired(image_numbers(directory), number, task["keep"], task["superseded"], task["damaged"]):
         try:
             remove_image(directory / image_name(old))
-            for tail in directory.glob(f"{image_name(old)}.tail-*"):
-                tail.unlink(missing_ok=True)
+            for kept in [*directory.glob(f"{image_name(old)}.tail-*"), *directory.glob(f"{image_name(old)}.was-*")]:
+                kept.unlink(missing_ok=True)
             result["removed"].append(old)
         except (errors.CrhpcError, OSError) as error:
             result["why"] = f"cannot remove an old image: {error}"

@@ -279,7 +279,7 @@ def _described(ctx: Dump, file: OpenFile) -> str:
 def _file_row(ctx: Dump, file: OpenFile, kind: FileKind) -> File:
     owner_type, owner, number = 0, 0, 0
     if not file.info.flags & O_PATH:
-        with _copied(file) as fd:
+        with copied(file) as fd:
             owner_type, host = struct.unpack("ii", fcntl.fcntl(fd, _F_GETOWN_EX, struct.pack("ii", 0, 0)))
             owner = _pod_number(ctx, owner_type, host) if host else 0
             number = fcntl.fcntl(fd, _F_GETSIG)
@@ -288,7 +288,7 @@ def _file_row(ctx: Dump, file: OpenFile, kind: FileKind) -> File:
 
 
 @contextlib.contextmanager
-def _copied(file: OpenFile) -> Iterator[int]:
+def copied(file: OpenFile) -> Iterator[int]:
     """A descriptor of the file for a moment; the one that a kind has taken anyway, where there is one."""
     if file.copy >= 0:
         yield file.copy

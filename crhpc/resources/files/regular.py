@@ -1,34 +1,39 @@
-"""Regular files, directories, and the devices that have no state.
+"""Regular files, directories, and the devices that have no state; files of the kernel's own (/proc, /sys).
 
-Opened again by path, by a task that had it open. A file that the job writes is cut back at restart to its
-length at the checkpoint, the tail kept beside the image. A file whose contents belong to the job alone
-(no name any more, or in the pod's private directories, or a small one in /tmp) comes from the image, see
-objects.py. A place in a listing is kept as the number of entries passed where the directory is made anew.
+Opened again by path, by a task that had it open; userfiles.py minds what is in files of the user's. A file whose
+contents belong to the job alone (no name any more, or in the pod's private directories) comes from the image, see
+objects.py. A place in a listing is kept as the number of entries passed where the directory is made anew or has
+moved. A file of /proc shows after a restart what is so by then.
 """
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
-import shutil
+import re
 import stat as modes
+import struct
 from dataclasses import dataclass, field
 
 from crhpc.errors import FileGone
 from crhpc.kernel import descriptors, directories
 from crhpc.resources import Phase, at
 from crhpc.resources.context import Dump, OpenFile, Restore
-from crhpc.resources.files import Descriptor, File, FileKind, holder
+from crhpc.resources.files import Descriptor, File, FileKind, copied, holder
 
 _CREATION = os.O_CREAT | os.O_EXCL | os.O_TRUNC | os.O_NOCTTY | os.O_TMPFILE & ~os.O_DIRECTORY
 _DEVICES = {(1, 3): "null", (1, 5): "zero", (1, 7): "full", (1, 8): "random", (1, 9): "urandom"}
+_KMSG = (1, 11)
 _GONE = " (deleted)"
-_LARGE = 64 << 20
-"""Bytes from which on an open file in /tmp is not put into the image but cut back like others."""
+_F_GETOWN_EX, _F_GET_RW_HINT, _F_SET_RW_HINT = 16, 1035, 1036
 _REFUSED = {
     directories.MQUEUE: "a POSIX message queue", directories.HUGETLBFS: "a file of huge pages",
     directories.SECRETMEM: "secret memory (memfd_secret)", directories.DMA_BUF: "a buffer of a device",
     directories.BPF: "a BPF object", directories.SYSFS: "a file of /sys that is open for writing",
     directories.DEBUGFS: "a file of debugfs", directories.TRACEFS: "a file of tracefs",
 }
+_KERNELS = {directories.PROC, directories.SYSFS, directories.CGROUP, directories.CGROUP2}
+_OF_PROCESS = re.compile(r"/proc/\d+(/|$)", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,91 +41,109 @@ class RegularFile:
     """A file, directory or device that was opened by its path."""
 
     id: int
-    path: str
-    type: str = field(metadata={"doc": "f file, d directory, c device"})
-    size: int
-    mtime: int = field(metadata={"doc": "nanoseconds"})
-    writable: bool
+    path: str = field(metadata={"path": True})
+    type: str = field(metadata={"doc": "f file, d directory, c device, k file or directory of the kernel's own"})
+    device: int = field(metadata={"doc": "number of a device; else 0"})
     shared_object: int = field(metadata={"ref": "shared_file.id", "doc": "-1: opened by its path"})
-    entries: int = field(metadata={"doc": "of a directory of the pod's own: entries before the position; else -1"})
+    entries: int = field(metadata={"doc": "of a directory: entries before the position; else -1"})
+    hint: int = field(metadata={"doc": "how long what is written is expected to live (F_GET_RW_HINT)"})
 
 
 class RegularKind(FileKind):
     name = "regular"
     records = (RegularFile,)
-    saved = ("path, offset and flags of files, directories and simple devices; written files are cut back to their "
-             "length at the checkpoint, with the tail kept; unlinked files and memfds with their contents")
-    refused = ("devices other than null, zero, full, random, urandom and terminals; POSIX message queues; removed "
-               "directories; a file whose name is gone while it has another one elsewhere")
+    saved = ("path, offset and flags of files, directories and simple devices, write hints; unlinked files and memfds "
+             "with their contents; files of /proc, /sys and cgroups, which show what is so after the restart")
+    refused = ("devices other than null, zero, full, random, urandom, kmsg for writing and terminals; POSIX message "
+               "queues; removed directories; files of /proc of a process that has ended; a file whose name is gone "
+               "while it has another one elsewhere; directories watched with F_NOTIFY; paths of more than 4095 bytes")
 
     def matches(self, file: OpenFile, ctx: Dump) -> bool:
         mode = file.stat.st_mode
-        return file.link.startswith("/") and (
-            modes.S_ISREG(mode) or modes.S_ISDIR(mode) or (modes.S_ISCHR(mode) and _is_simple(file.stat.st_rdev)))
+        return file.link.startswith("/") and (modes.S_ISREG(mode) or modes.S_ISDIR(mode)
+                                              or (modes.S_ISCHR(mode) and _is_simple(file)))
 
     def refusal(self, file: OpenFile, ctx: Dump) -> tuple[str, str] | None:
-        number = directories.file_system(f"/proc/{file.task.host}/fd/{file.fd}")
+        number = _file_system(file, ctx)
         if number in _REFUSED and (number != directories.SYSFS or file.info.flags & os.O_ACCMODE):
             return f"{_REFUSED[number]} ({file.link})", "close it, or turn off what opens it"
-        if file.link.startswith("/memfd:"):
+        if modes.S_ISDIR(file.stat.st_mode) and _has_owner(file):
+            return f"{file.link}, a directory that is watched with F_NOTIFY (dnotify)", "watch it with inotify"
+        if file.link.startswith("/memfd:") or not _name(file, ctx)[1]:
             return None
-        _path, deleted = _name(file, ctx)
-        if deleted and not modes.S_ISREG(file.stat.st_mode):
+        if number in _KERNELS:
+            return f"{file.link}, of what has ended", "close it"
+        if not modes.S_ISREG(file.stat.st_mode):
             return f"{file.link}", "keep it as long as it is open"
-        if deleted and file.stat.st_nlink > 0:
-            return f"{file.link}, which has another name somewhere", "keep the name under which it was opened"
-        return None
+        gone = file.stat.st_nlink == 0
+        return None if gone else (f"{file.link}, which has another name somewhere", "keep the name under which it was "
+                                                                                    "opened")
 
     def dump(self, file: OpenFile, ctx: Dump) -> RegularFile:
-        mode, number, entries = file.stat.st_mode, -1, -1
+        mode, number, entries, hint = file.stat.st_mode, -1, -1, 0
         path, deleted = _name(file, ctx)
-        private = ctx.pod.private(path)
-        if modes.S_ISREG(mode) and (deleted or private or _is_transient(file, path, ctx)):
+        kernels = _file_system(file, ctx) in _KERNELS
+        kind = "k" if kernels else "d" if modes.S_ISDIR(mode) else "c" if modes.S_ISCHR(mode) else "f"
+        if kind == "f":
             shared = ctx.object(file.stat.st_dev, file.stat.st_ino, path, deleted=deleted)
-            shared.openers.append((file.task, file.fd))
-            number = shared.id
-        if modes.S_ISDIR(mode) and private and file.info.position:
+            shared.files.append(file)
+            number = shared.id if deleted or ctx.pod.private(path) else -1
+            hint = _hint(file)
+        if kind == "d" and file.info.position:
             entries = _with_own(f"/proc/{file.task.host}/fd/{file.fd}", file.info.position, directories.entries_before)
-        kind = "d" if modes.S_ISDIR(mode) else "c" if modes.S_ISCHR(mode) else "f"
-        writable = bool(file.info.flags & os.O_ACCMODE)
-        return RegularFile(file.id, path, kind, file.stat.st_size, file.stat.st_mtime_ns, writable, number, entries)
+        device = file.stat.st_rdev if kind == "c" else 0
+        return RegularFile(file.id, path, kind, device, number, entries, hint)
 
     @at(Phase.CHECK)
     def check(self, ctx: Restore) -> None:
+        """Files are looked at by userfiles.py."""
         holders = {row.file: row.pid for row in ctx.rows(Descriptor)}
         for record in ctx.rows(RegularFile):
-            if record.type == "f" and record.shared_object < 0:
-                _check(ctx, record, holders.get(record.id, 0))
+            problem = _problem(ctx, record)
+            if problem:
+                ctx.problems.append(FileGone(image=ctx.image, path=record.path, why=problem,
+                                             pid=holders.get(record.id, 0), program="a descriptor"))
 
     def restore(self, record: RegularFile, file: File, ctx: Restore) -> int:
         flags = file.flags & ~_CREATION | os.O_NOCTTY
         if record.shared_object >= 0:
             fd = descriptors.reopen(ctx.held[record.shared_object], flags & ~(os.O_NOFOLLOW | os.O_DIRECTORY))
         else:
-            fd = _open_in_task(ctx, record, flags if record.type == "d" else flags & ~os.O_DIRECTORY)
+            fd = _open_in_task(ctx, record, flags & ~os.O_DIRECTORY if record.type in "fc" else flags)
         position = file.position
-        if record.entries >= 0:
+        if record.entries >= 0 and (ctx.pod.private(record.path) or record.path != file.link):
             position = _with_own(f"/proc/self/fd/{fd}", record.entries, directories.position_after)
-        if record.type != "c":
+        if record.type != "c" and position:
             os.lseek(fd, position, os.SEEK_SET)
+        if record.hint:
+            with contextlib.suppress(OSError):   # another file system, perhaps, and it is only a hint
+                fcntl.fcntl(fd, _F_SET_RW_HINT, struct.pack("Q", record.hint))
         return fd
 
-    @at(Phase.LAST)
-    def cut_back(self, ctx: Restore) -> None:
-        """As late as can be: a restart that fails must leave the user's files alone."""
-        done: set[str] = set()
-        for record in ctx.rows(RegularFile):
-            if record.type == "f" and record.shared_object < 0 and record.writable and record.path not in done:
-                done.add(record.path)
-                _cut_back(ctx, record)
+
+def _is_simple(file: OpenFile) -> bool:
+    """A device without a state, or one that is only written to."""
+    number = os.major(file.stat.st_rdev), os.minor(file.stat.st_rdev)
+    return number in _DEVICES or (number == _KMSG and file.info.flags & os.O_ACCMODE == os.O_WRONLY)
 
 
-def _is_simple(rdev: int) -> bool:
-    return (os.major(rdev), os.minor(rdev)) in _DEVICES
+def _file_system(file: OpenFile, ctx: Dump) -> int:
+    known: dict[int, int] = ctx.state.setdefault("file systems", {})
+    if file.stat.st_dev not in known:
+        known[file.stat.st_dev] = directories.file_system(f"/proc/{file.task.host}/fd/{file.fd}")
+    return known[file.stat.st_dev]
 
 
-def _is_transient(file: OpenFile, path: str, ctx: Dump) -> bool:
-    return ctx.pod.transient(path) and file.stat.st_size <= _LARGE and file.stat.st_uid == os.getuid()
+def _has_owner(file: OpenFile) -> bool:
+    """F_NOTIFY makes its caller the owner; nothing else has a use for one of a directory (fs/notify/dnotify)."""
+    with copied(file) as fd:
+        return any(fcntl.fcntl(fd, _F_GETOWN_EX, bytes(8))[4:])
+
+
+def _hint(file: OpenFile) -> int:
+    with copied(file) as fd, contextlib.suppress(OSError):
+        return int(struct.unpack("Q", fcntl.fcntl(fd, _F_GET_RW_HINT, bytes(8)))[0])
+    return 0
 
 
 def _name(file: OpenFile, ctx: Dump) -> tuple[str, bool]:
@@ -142,7 +165,7 @@ def _name(file: OpenFile, ctx: Dump) -> tuple[str, bool]:
 
 def _leads_to(ctx: Dump, path: str, file: OpenFile) -> bool:
     try:
-        stat = os.stat(ctx.pod.outside(path))
+        stat = ctx.pod.stat(path)
     except OSError:
         return False
     return (stat.st_dev, stat.st_ino, stat.st_rdev) == (file.stat.st_dev, file.stat.st_ino, file.stat.st_rdev)
@@ -187,32 +210,17 @@ def _open_in_task(ctx: Restore, record: RegularFile, flags: int) -> int:
     return ctx.take(task, number)
 
 
-def _check(ctx: Restore, record: RegularFile, pid: int) -> None:
-    """Is the file there, and long enough? A file that was only read and has changed is worth a warning."""
+def _problem(ctx: Restore, record: RegularFile) -> str:
+    """What is wrong with the place that a directory, a device or a file of the kernel's had; empty: nothing."""
+    if record.type == "f" or ctx.pod.private(record.path) or (
+            record.type == "k" and _OF_PROCESS.match(record.path)):
+        return ""
     try:
-        stat = os.stat(ctx.pod.outside(record.path))
+        stat = ctx.pod.stat(record.path)
     except OSError as error:
-        raise FileGone(image=ctx.image, path=record.path, why=f"cannot be read ({error.strerror})", pid=pid,
-                       program="an open file") from None
-    if record.writable and stat.st_size < record.size:
-        raise FileGone(image=ctx.image, path=record.path, why=f"has {stat.st_size} bytes, it had {record.size}",
-                       pid=pid, program="an open file")
-    if not record.writable and (stat.st_size, stat.st_mtime_ns) != (record.size, record.mtime):
-        ctx.warn(f"{record.path}, which the job reads, has changed since the checkpoint")
-
-
-def _cut_back(ctx: Restore, record: RegularFile) -> None:
-    path = ctx.pod.outside(record.path)
-    if os.path.getsize(path) <= record.size:
-        return
-    tail = ctx.image.parent / f"{ctx.image.name}.tail-{os.path.basename(record.path)}"
-    number = 1
-    while tail.exists():
-        number += 1
-        tail = ctx.image.parent / f"{ctx.image.name}.tail-{os.path.basename(record.path)}.{number}"
-    with open(path, "rb") as source, open(tail, "xb") as target:
-        source.seek(record.size)
-        shutil.copyfileobj(source, target, 1 << 20)
-        target.flush()
-        os.fsync(target.fileno())
-    os.truncate(path, record.size)
+        return f"cannot be found ({error.strerror})"
+    if record.type == "d" and not modes.S_ISDIR(stat.st_mode):
+        return "is no directory any more"
+    if record.type == "c" and (not modes.S_ISCHR(stat.st_mode) or stat.st_rdev != record.device):
+        return "is another device, or none"
+    return ""
