@@ -197,6 +197,12 @@ class FileChanged(CrhpcError):
     code = EXIT_NO_IMAGE
 
 
+class FileLocked(CrhpcError):
+    """cannot restart {image}: {path} {why}. Cure: {cure}"""
+
+    code = EXIT_NO_IMAGE
+
+
 class PortTaken(CrhpcError):
     """cannot restart {image}: {address} is in use by another program. Cure: end that program (`ss -tulpn`
     names it) or restart on another node"""

@@ -26,7 +26,7 @@ _STAT = ("start_code", "end_code", "start_stack", "start_data", "end_data", "sta
 _CHANGING = {"sd", "ac"}
 """VmFlags that tell of pages, not of the mapping: softly dirty; accounted, which depends on what was written first."""
 _FDINFO = {"pos", "flags", "eventfd-count", "eventfd-semaphore", "sigmask", "clockid", "settime flags", "it_interval",
-           "lock", "Pid", "NSpid", "tty-index", "fanotify"}
+           "Pid", "NSpid", "tty-index", "fanotify"}
 _NAMELESS = re.compile(r"(?!/memfd:|/dev/zero).* \(deleted\)")
 
 
@@ -197,8 +197,12 @@ def _more(info: proc.FdInfo) -> Iterator[str]:
             yield f"tfd {value.partition(' pos:')[0]}"
         elif name == "inotify":
             yield "inotify " + " ".join(word for word in value.split() if word.startswith(("wd:", "mask:")))
+        elif name == "lock":   # told in any order; the process that has taken a flock may be gone
+            _index, kind, advisory, access, host, _inode, start, end = value.split()
+            owner = _number(int(host)) if kind == "POSIX" else ""
+            yield f"lock {kind} {advisory} {access} {owner} {start} {end}"
         elif name in _FDINFO and name not in ("Pid",):
-            yield f"{name} {re.sub(r'[0-9a-f]+:[0-9a-f]+:[0-9]+', 'file', value) if name == 'lock' else value}"
+            yield f"{name} {value}"
 
 
 def _first_same(host: int, fd: int, numbers: list[int]) -> int:

@@ -17,6 +17,7 @@ from typing import Any
 
 from crhpc.coordinator.endpoints import match
 from crhpc.engine.node import Node
+from crhpc.filepolicy import FilePolicy
 from crhpc.image.commit import commit
 from crhpc.image.format import ShardSummary, image_name, image_numbers, new_temporary, read_manifest
 from crhpc.kernel import directories
@@ -123,14 +124,14 @@ class Subject:
             self.node.end()
             self.node = None
 
-    def restart(self, image: Path) -> None:
-        """A new pod from an image."""
+    def restart(self, image: Path, policy: FilePolicy | None = None, *, compare: bool = True) -> None:
+        """A new pod from an image; an observer compares it with the old one."""
         described = read_manifest(image).job["pods"]["0"]
         self.node = Node(0, memory=64 << 20, level=1, warn=self.warnings.append)
-        self.node.build(str(image), described, self._stdio)
+        self.node.build(str(image), described, self._stdio, policy.to_message() if policy else None)
         self.node.connect()
         assert self.node.pod is not None
-        differ = differences(self.seen[image], observe(self.node.pod.pid))
+        differ = differences(self.seen[image], observe(self.node.pod.pid)) if compare else []
         assert not differ, "after the restart differs: " + "; ".join(differ)
         self.node.release(described["last_pid"])
 

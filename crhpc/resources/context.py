@@ -277,6 +277,8 @@ class OpenFile:
     """Every (task, descriptor) that refers to it."""
     close_on_exec: set[tuple[int, int]] = field(default_factory=set)
     """Those of them, as (host, descriptor), that an exec closes."""
+    locks: list[tuple[Task, int, str]] = field(default_factory=list)
+    """Lines of fdinfo about locks, with the descriptors that they stand under."""
     copy: int = -1
     """The agent's own copy, where a kind has taken one."""
 

@@ -66,7 +66,7 @@ class AddressSpace:
     env_start: U64
     env_end: U64
     auxv: bytes
-    exe: str
+    exe: str = field(metadata={"path": True})
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class GuardRegion:
 class MappedFile:
     """A file that must be at restart what it was: code and read-only data are not in the image."""
 
-    path: str
+    path: str = field(metadata={"path": True})
     size: int
     mtime: int = field(metadata={"doc": "nanoseconds"})
     user: int = field(metadata={"doc": "the pid of a process that maps it"})

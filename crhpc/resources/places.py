@@ -23,7 +23,7 @@ from crhpc.resources.context import Dump, Restore
 class PrivateFile:
     """An entry of a private directory; rows are in the order in which the entries are made again."""
 
-    path: str
+    path: str = field(metadata={"path": True})
     type: str = field(metadata={"doc": "d directory, f file, l symbolic link, p fifo"})
     mode: int
     uid: int

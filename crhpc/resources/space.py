@@ -50,7 +50,7 @@ class Vma:
     backing: str
     shared_object: int = field(metadata={"doc": "id in the table shared_file, or the SysV id, or -1"})
     offset: U64
-    path: str
+    path: str = field(metadata={"path": True})
     flags: str = field(metadata={"doc": "VmFlags of smaps"})
 
 

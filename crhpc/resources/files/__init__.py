@@ -8,6 +8,7 @@ Files that are only on their way in a message are found through the kind that ca
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import resource
@@ -241,16 +242,26 @@ class _OpenFiles:
         self.ctx.carried[carrier.id] = [self._add(me, fd, carrier.bearer).id for fd in fds]
 
     def _add(self, task: Task, fd: int, bearer: Task) -> OpenFile:
-        path = f"/proc/{task.host}/fd/{fd}"
-        info, stat = proc.fdinfo(task.host, fd), os.stat(path)
-        file = OpenFile(self.ctx.new_id(), task, fd, os.readlink(path), info, stat, bearer)
+        info, stat = proc.fdinfo(task.host, fd), os.stat(f"/proc/{task.host}/fd/{fd}")
+        file = OpenFile(self.ctx.new_id(), task, fd, self._link(task, fd, bearer), info, stat, bearer)
         key = (file.link, info.flags & ~os.O_CLOEXEC, info.position, stat.st_dev, stat.st_ino)
         same = _find_or_insert(self._groups.setdefault(key, []), file)
         if same is file:
             self.found.append(file)
         if info.flags & os.O_CLOEXEC:
             same.close_on_exec.add((task.host, fd))
+        same.locks += [(task, fd, line) for line in info.all("lock")]
         return same
+
+
+    def _link(self, task: Task, fd: int, bearer: Task) -> str:
+        try:
+            return os.readlink(f"/proc/{task.host}/fd/{fd}")
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:   # the kernel has a page for it (fs/proc/base.c)
+                raise
+            raise self.ctx.refuse(f"descriptor {fd}: a file whose path is longer than 4095 bytes", bearer,
+                                  "keep files in directories that are less deep") from None
 
 
 def _find_or_insert(ordered: list[OpenFile], file: OpenFile) -> OpenFile:

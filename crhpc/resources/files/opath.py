@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from crhpc.errors import FileGone
 from crhpc.resources import Phase, at
@@ -20,7 +20,7 @@ class Place:
     """A file, directory, link, socket or fifo that was opened with O_PATH."""
 
     id: int
-    path: str
+    path: str = field(metadata={"path": True})
 
 
 class PlaceKind(FileKind):
@@ -44,6 +44,16 @@ class PlaceKind(FileKind):
 
     def dump(self, file: OpenFile, ctx: Dump) -> Place:
         return Place(file.id, file.link)
+
+    @at(Phase.CHECK)
+    def check(self, ctx: Restore) -> None:
+        """What may be made again by the restart itself, as sockets are, needs its directory only."""
+        for record in ctx.rows(Place):
+            folder = os.path.dirname(record.path)
+            if not ctx.pod.private(record.path) and not folder.startswith("/proc") and not os.path.isdir(
+                    ctx.pod.outside(folder)):
+                ctx.problems.append(FileGone(image=ctx.image, path=record.path, why="cannot be found", pid=0,
+                                             program="a descriptor"))
 
     def restore(self, record: Place, file: File, ctx: Restore) -> int:
         return -1   # opened in open_all(): it may be a socket of the job's

@@ -44,7 +44,7 @@ class Pipe:
     """A pipe, or a fifo, which has a path."""
 
     id: int
-    path: str
+    path: str = field(metadata={"path": True})
     deleted: bool
     mode: int
     size: int = field(metadata={"doc": "F_GETPIPE_SZ, bytes"})

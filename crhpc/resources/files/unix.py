@@ -40,13 +40,13 @@ class UnixSocket:
     inode: int
     type: int = field(metadata={"doc": "SOCK_STREAM, SOCK_DGRAM or SOCK_SEQPACKET"})
     listening: bool
-    name: bytes = field(metadata={"doc": "as bound: a path, or a zero byte and an abstract name"})
-    directory: str = field(metadata={"doc": "where a relative path starts"})
+    name: bytes = field(metadata={"doc": "as bound: a path, or a zero byte and an abstract name", "path": True})
+    directory: str = field(metadata={"doc": "where a relative path starts", "path": True})
     name_exists: bool = field(metadata={"doc": "the path still leads to this socket"})
     name_inode: int = field(metadata={"doc": "of the path, shared by a listener and what it has accepted"})
     name_mode: int
     peer: int = field(metadata={"doc": "inode of the socket at the other end; 0: none, or it is closed"})
-    peer_name: bytes = field(metadata={"doc": "of the socket at the other end, where that is closed"})
+    peer_name: bytes = field(metadata={"doc": "of the socket at the other end, where that is closed", "path": True})
     connected: bool
     shutdown: int = field(metadata={"doc": "bit 0: no more reading, bit 1: no more writing"})
     reset: bool = field(metadata={"doc": "the next call fails with ECONNRESET"})
@@ -61,7 +61,7 @@ class UnixMessage:
     """What a unix socket has not read yet: a datagram or packet, or bytes of a stream."""
 
     socket: int = field(metadata={"ref": "file.id"})
-    sender: bytes = field(metadata={"doc": "the sender's name; datagrams only"})
+    sender: bytes = field(metadata={"doc": "the sender's name; datagrams only", "path": True})
     data: bytes
     files: tuple[int, ...] = field(metadata={"doc": "ids of open files that it carries"})
     pid: int = field(metadata={"doc": "the sender, where the receiver asks for that (SO_PASSCRED); else 0"})
