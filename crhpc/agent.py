@@ -93,6 +93,8 @@ class Agent:
 
     def _timeout(self) -> float | None:
         times = []
+        if self.node is not None and self.node.due is not None:
+            times.append(max(self.node.due - time.monotonic(), 0.0))
         if self.node is not None and self.node.pod is not None and self.node.pod.events:
             return 0.0
         if self.transport.expecting:
@@ -109,6 +111,8 @@ class Agent:
         """What may have become due, whatever woke the loop."""
         if self.over:
             return
+        if self.node is not None:
+            self.node.tend()
         if self.member is not None:
             self.member.poll()
         while self._turn():

@@ -62,6 +62,7 @@ class _Names:
         self.known: dict[str, str] = {}
         self.unix = sockdiag.unix_sockets()
         self.inet = {row.inode: row for protocol in (6, 17) for row in sockdiag.inet_sockets(protocol)}
+        self.ends = {(row.local, row.remote): row for row in sockdiag.inet_sockets(6)}
 
     def of(self, link: str, first: str, path: str) -> str:
         """Such as ``pipe:3/5``: what was first seen as descriptor 5 of process 3.
@@ -88,8 +89,13 @@ class _Names:
             elif inode in self.inet:
                 inet = self.inet[inode]
                 seen[name] = {"family": inet.family, "state": inet.state, "local": inet.local, "remote": inet.remote,
-                              "unread": inet.rqueue}
+                              "unread": inet.rqueue + self._under_way(inet)}
         return seen
+
+    def _under_way(self, row: sockdiag.InetSocket) -> int:
+        """Bytes that the other end has sent: how many of them have arrived depends on windows, which grow."""
+        other = self.ends.get((row.remote, row.local))
+        return other.wqueue if other is not None and row.state == sockdiag.TCP_ESTABLISHED else 0
 
 
 def _task(host: int, names: _Names) -> Seen:
@@ -104,6 +110,8 @@ def _task(host: int, names: _Names) -> Seen:
     seen |= {name: getattr(stat, name) for name in _STAT}
     for link in ("exe", "cwd", "root"):
         seen[link] = os.readlink(f"/proc/{host}/{link}")
+    if seen["exe"].endswith(" (deleted)"):   # a file without a name is made again somewhere
+        seen["exe"] = os.path.basename(seen["exe"])
     for file in ("cmdline", "environ", "auxv", "personality", "limits", "oom_score_adj", "coredump_filter", "timers"):
         seen[file] = _read(f"/proc/{host}/{file}")
     seen["timers"] = re.sub(rb"notify: (\S+)/(pid|tid)\.(\d+)",

@@ -149,7 +149,8 @@ class Subject:
         pod = self.node.pod
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
-            if pod.events or select.select([pod], [], [], 0.5)[0]:
+            self.node.tend()
+            if pod.events or select.select([pod], [], [], 0.01)[0]:
                 event: Any = pod.read_event()
                 assert event is not None, "the pod is gone"
                 if event["op"] == "exited" and event["pid"] == self.node.root:

@@ -7,16 +7,18 @@ import signal
 import time
 from dataclasses import dataclass, field
 
+from crhpc.engine.watch import STOP_SIGNALS, let_go, watch
 from crhpc.errors import CheckpointFailed, Unsupported
-from crhpc.kernel import proc, ptrace
+from crhpc.kernel import pidfd, proc, ptrace
 from crhpc.kernel.tracee import ALL_BUT_TRAP, Area, TaskGone, Tracee, event, find_instruction, wait
 from crhpc.resources.context import Task
 
 _AREA_SIZE = 128 << 10
 _ACTION_SIZE = 32
 _SIG_IGN = 1
-_STOP_SIGNALS = (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
-_ATTEMPTS, _PATIENCE, _PAUSE, _LET_GO = 8, 0.25, 0.03, 5.0
+_ATTEMPTS, _PATIENCE, _PAUSE, _LET_GO = 8, 0.25, 0.03, 0.1
+_VFORK = 0.002
+"""Seconds after which a thread that does not stop may be in vfork(2)."""
 
 
 @dataclass(slots=True)
@@ -62,8 +64,12 @@ class _Freezer:
         self.known: dict[int, dict[int, bool]] = {}
         """process -> thread -> whether it stands still"""
         self.group_stopped: set[int] = set()
+        self.gone: set[int] = set()
+        """Threads that had ended when we came to them: what they have left behind may be where we had just looked."""
 
     def freeze(self) -> Frozen:
+        watch.look(self.init)
+        watch.pause()
         self.frozen.stopped_at = time.monotonic()
         try:
             while self._seize_new():
@@ -75,33 +81,43 @@ class _Freezer:
         return self.frozen
 
     def _seize_new(self) -> bool:
-        """Interrupt what is not known yet; whether there was any."""
-        found = False
+        """Interrupt what is not known yet; whether there may be more."""
+        more = False
         for pid in proc.descendants(self.init):
             threads = self.known.setdefault(pid, {})
-            for tid in proc.threads(pid):
-                if tid not in threads and self._seize(pid, tid):
+            for tid in proc.threads(pid) or [pid]:
+                if tid in threads:
+                    continue
+                if self._seize(pid, tid):
                     threads[tid] = False
-                    found = True
-        return found
+                    more = True
+                elif tid not in self.gone:
+                    self.gone.add(tid)
+                    more = True
+        return more
 
     def _seize(self, pid: int, tid: int) -> bool:
-        try:
-            ptrace.seize(tid, ptrace.O_TRACESYSGOOD)
-            ptrace.interrupt(tid)
-            return True
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            return self._explain(pid, tid)
+        """Whether a thread is ours; not where it has ended. In the midst of an exec none can be had for a moment."""
+        for _attempt in range(_ATTEMPTS):
+            try:
+                if tid not in watch:
+                    ptrace.seize(tid, ptrace.O_TRACESYSGOOD)
+                ptrace.interrupt(tid)
+                return True
+            except ProcessLookupError:
+                return False
+            except PermissionError:
+                try:
+                    status = proc.status(pid, tid)
+                except OSError:
+                    return False
+                if status.fields.get("State", "Z")[:1] in "ZX":
+                    return False
+                time.sleep(0.001)
+        self._explain(pid, status)
+        return False
 
-    def _explain(self, pid: int, tid: int) -> bool:
-        try:
-            status = proc.status(pid, tid)
-        except OSError:
-            return False
-        if status.fields.get("State", "Z")[:1] in "ZX":
-            return False
+    def _explain(self, pid: int, status: proc.Status) -> None:
         tracer = status.number("TracerPid")
         if tracer:
             raise Unsupported(what=f"a process under {proc.program(tracer)}", pid=status.inner("NSpid"),
@@ -110,44 +126,59 @@ class _Freezer:
                           cure="run it without setuid, and without prctl(PR_SET_DUMPABLE, 0)") from None
 
     def _await_all(self) -> None:
-        deadline = time.monotonic() + _PATIENCE
+        begun = time.monotonic()
         waiting = [(pid, tid) for pid, threads in self.known.items() for tid, still in threads.items() if not still]
         while waiting:
             left = [(pid, tid) for pid, tid in waiting if not self._stands_still(pid, tid)]
             if len(left) == len(waiting):
-                if time.monotonic() > deadline:
+                if time.monotonic() > begun + _PATIENCE:
                     pid, tid = left[0]
                     raise NotStopping(f"thread {tid} of {proc.program(pid)} does not stop")
+                if time.monotonic() > begun + _VFORK:
+                    self._free_borrowers(left)
                 time.sleep(0.0001)
             waiting = left
 
     def _stands_still(self, pid: int, tid: int) -> bool:
         try:
             status = wait(tid, block=False)
+            if status is None:
+                return False
+            if watch.knows(tid):
+                still = watch.stands_still(tid, status)
+            elif event(status) != ptrace.EVENT_STOP:
+                number = os.WSTOPSIG(status)
+                ptrace.cont(tid, number if event(status) == 0 else 0)
+                return False
+            else:
+                still = True
         except TaskGone:
             del self.known[pid][tid]
             return True
-        if status is None:
+        except ProcessLookupError:   # killed: its end is on its way
             return False
-        if event(status) != ptrace.EVENT_STOP:
-            number = os.WSTOPSIG(status)
-            ptrace.cont(tid, number if event(status) == 0 else 0)
-            return False
-        if os.WSTOPSIG(status) in _STOP_SIGNALS:
+        if os.WSTOPSIG(status) in STOP_SIGNALS and event(status) == ptrace.EVENT_STOP:
             self.group_stopped.add(pid)
-        self.known[pid][tid] = True
-        return True
+        self.known[pid][tid] = still
+        return still
+
+    def _free_borrowers(self, waiting: list[tuple[int, int]]) -> None:
+        """A thread in vfork(2) stops when its child has an address space of its own: let that go for as long."""
+        for pid, tid in waiting:
+            for child in proc.children(pid, tid):
+                threads = self.known.get(child, {})
+                with contextlib.suppress(OSError):
+                    if threads and all(threads.values()) and pidfd.kcmp(pid, child, pidfd.KCMP_VM) == 0:
+                        self._let_go_still(child, threads)
+                        del self.known[child]
 
     def _make_tasks(self) -> None:
         for pid in proc.descendants(self.init):
             threads = self.known.get(pid, {})
             if not threads:
-                stat = proc.stat(pid)
-                if stat.state == "Z" and stat.ppid != self.init:   # the pod's first process is about to reap its own
-                    number = proc.status(pid).inner("NSpid")
-                    self.frozen.zombies.append(Task(number, pid, Tracee(pid, pid), zombie=True))
+                self._note_zombie(pid)
                 continue
-            numbers = {proc.status(pid, tid).inner("NSpid"): Tracee(pid, tid) for tid in threads}
+            numbers = {proc.status(pid, tid).inner("NSpid"): self._examined(pid, tid) for tid in threads}
             number = proc.status(pid).inner("NSpid")
             if pid not in threads:
                 raise Unsupported(what="a process whose first thread has ended", pid=number, program=proc.program(pid),
@@ -155,30 +186,39 @@ class _Freezer:
             self.frozen.tasks.append(Task(number, pid, numbers[number], numbers, proc.smaps(pid),
                                           stopped=pid in self.group_stopped))
 
+    def _note_zombie(self, pid: int) -> None:
+        """Those of the pod's first process are about to be reaped, or have been meanwhile."""
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            stat = proc.stat(pid)
+            if stat.state == "Z" and stat.ppid != self.init:
+                number = proc.status(pid).inner("NSpid")
+                self.frozen.zombies.append(Task(number, pid, Tracee(pid, pid), zombie=True))
+
+    def _examined(self, pid: int, tid: int) -> Tracee:
+        tracee = Tracee(pid, tid)
+        watch.examine(tracee, stopped=pid in self.group_stopped)
+        return tracee
+
     def _let_go(self) -> None:
-        """Those that never stopped do so now that the others run again."""
-        _detach_all([tid for threads in self.known.values() for tid in threads])
+        """Those that never stopped do so now that the others run again, or some time."""
+        deadline = time.monotonic() + _LET_GO
+        while any(self.known.values()) and time.monotonic() < deadline:
+            for pid, threads in self.known.items():
+                self._let_go_still(pid, threads)
+                for tid in list(threads):
+                    self._stands_still(pid, tid)
+            time.sleep(0.0005)
+        for pid, threads in self.known.items():
+            for tid in threads:
+                watch.let_go_later(Tracee(pid, tid))
+        watch.resume()
 
-
-def _detach_all(threads: list[int]) -> None:
-    """Let threads go; of those that were killed meanwhile, take the status, else their parents never get it."""
-    deadline = time.monotonic() + _LET_GO
-    while (threads := [tid for tid in threads if not _try_detach(tid)]) and time.monotonic() < deadline:
-        time.sleep(0.001)
-
-
-def _try_detach(tid: int) -> bool:
-    """Whether a thread is on its own again; one that has not stopped yet can't be let go."""
-    try:
-        ptrace.detach(tid)
-        return True
-    except ProcessLookupError:
-        with contextlib.suppress(TaskGone, ProcessLookupError):
-            status = wait(tid, block=False)
-            if status is None:
-                return False
-            ptrace.detach(tid, os.WSTOPSIG(status) if event(status) == 0 else 0)
-        return True
+    def _let_go_still(self, pid: int, threads: dict[int, bool]) -> None:
+        """Let the threads of a process go that stand still."""
+        for tid in [tid for tid, still in threads.items() if still]:
+            with contextlib.suppress(ProcessLookupError):
+                watch.go_on([self._examined(pid, tid)])
+            del threads[tid]
 
 
 @dataclass(slots=True)
@@ -197,7 +237,7 @@ class Borrowed:
         self.loans: dict[Tracee, _Loan] = {}
 
     def borrow(self) -> None:
-        """Block signals, note registers, and map a scratch area in each process.
+        """Block signals, keep registers, and map a scratch area in each process.
 
         Raises:
             OSError: a process has no vdso, or no address space left.
@@ -205,7 +245,7 @@ class Borrowed:
         for task in self.frozen.tasks:
             instruction = find_instruction(task.host, task.mappings)
             for tracee in task.threads.values():
-                self.loans[tracee] = _Loan(ptrace.get_registers(tracee.tid), ptrace.get_signal_mask(tracee.tid))
+                self.loans[tracee] = _Loan(tracee.registers, ptrace.get_signal_mask(tracee.tid))
                 ptrace.set_signal_mask(tracee.tid, ALL_BUT_TRAP)
                 tracee.prepare(instruction)
             address = task.call("mmap", 0, _AREA_SIZE, 7, 0x22, -1, 0)   # PROT_ALL, MAP_PRIVATE | MAP_ANONYMOUS
@@ -243,7 +283,11 @@ def thaw(frozen: Frozen) -> float:
             for tracee in task.threads.values():
                 for number in tracee.deferred:
                     os.kill(task.host, number)
-    _detach_all([tracee.tid for task in frozen.tasks for tracee in task.threads.values()])
+    left = watch.go_on([tracee for task in frozen.tasks for tracee in task.threads.values()])
+    deadline = time.monotonic() + _LET_GO
+    while (left := [tracee for tracee in left if not let_go(tracee.tid)]) and time.monotonic() < deadline:
+        time.sleep(0.001)   # killed meanwhile: their status is on its way
+    watch.resume()
     return time.monotonic() - frozen.stopped_at
 
 
@@ -256,3 +300,4 @@ def kill(frozen: Frozen) -> None:
         for tracee in sorted(task.threads.values(), key=lambda tracee: tracee.tid == tracee.pid):
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(tracee.tid, 0x40000000)
+    watch.resume()

@@ -15,6 +15,7 @@ from crhpc.engine import freeze as freezing
 from crhpc.engine.dump import cut, survey, write_tables, write_tree
 from crhpc.engine.pod import PodProcess
 from crhpc.engine.restore import Rebuilding, preview
+from crhpc.engine.watch import watch
 from crhpc.errors import CrhpcError, ImageDamaged, RestartFailed, failed_checkpoint
 from crhpc.filepolicy import FilePolicy
 from crhpc.image.reader import Image
@@ -227,6 +228,15 @@ class Node:
         return {"pid": self.root, "host_pid": self.root_host, "tasks": len(tasks)}
 
     # -- while it runs ----------------------------------------------------------------------------
+    @property
+    def due(self) -> float | None:
+        """When ``tend`` is due whatever happens, by CLOCK_MONOTONIC in seconds."""
+        return None if watch.due is None else watch.due / 1e9
+
+    def tend(self) -> None:
+        """See to threads whose calls are watched to their end, such as those whose time is over."""
+        watch.tend()
+
     def signal(self, number: int, *, group: bool) -> None:
         """Send a signal to the job's first process, or to its whole process group, which may outlive it."""
         with contextlib.suppress(ProcessLookupError):

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from crhpc.engine.pod import PodProcess
+from crhpc.engine.watch import watch
 from crhpc.errors import CrhpcError
 from crhpc.filepolicy import FilePolicy
 from crhpc.image.reader import Shard
-from crhpc.kernel import proc, ptrace
+from crhpc.kernel import proc
 from crhpc.kernel.tracee import find_instruction
 from crhpc.log import Steps, logger
 from crhpc.resources import Kind, Phase, run_steps
@@ -74,11 +75,14 @@ class Rebuilding:
         """
         self.ctx.undo.pop_all()
         self.close()
+        for action in self.ctx.at_release:
+            action()
         self.pod.request({"op": "built", "root": root, "last_pid": last_pid})
-        for task in self.ctx.tasks.values():
-            for tracee in task.threads.values():
-                with contextlib.suppress(ProcessLookupError):
-                    ptrace.detach(tracee.tid)
+        threads = [tracee for task in self.ctx.tasks.values() for tracee in task.threads.values()]
+        for tracee in threads:
+            watch.remember(tracee)
+        watch.go_on(threads)
+        watch.resume()
 
     def close(self) -> None:
         """Let go of the descriptors that the agent held for the pod; before the release, also of what it made."""

@@ -6,6 +6,7 @@ otherwise.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -122,12 +123,12 @@ def threads(pid: int) -> list[int]:
         return []
 
 
-def children(pid: int) -> list[int]:
-    """The child processes of all threads of a process, zombies too (CONFIG_PROC_CHILDREN)."""
+def children(pid: int, tid: int | None = None) -> list[int]:
+    """The child processes of all threads of a process or of one of them, zombies too (CONFIG_PROC_CHILDREN)."""
     found: list[int] = []
-    for tid in threads(pid):
+    for parent in threads(pid) if tid is None else [tid]:
         try:
-            found += map(int, read(f"/proc/{pid}/task/{tid}/children").split())
+            found += map(int, read(f"/proc/{pid}/task/{parent}/children").split())
         except (FileNotFoundError, ProcessLookupError):
             continue
     return found
@@ -184,6 +185,7 @@ class Mapping:
     swap: int = 0
     """Bytes swapped out."""
     page_size: int = 4096
+    protection_key: int = 0
 
     @property
     def size(self) -> int:
@@ -230,25 +232,27 @@ def parse_maps(content: bytes) -> list[Mapping]:
     return [parse_maps_line(line) for line in _lines(content)]
 
 
+_VM_FLAGS = re.compile(rb"\nVmFlags:([^\n]*)\n?")
+
+
 def parse_smaps(content: bytes) -> list[Mapping]:
-    """As ``parse_maps``, with VmFlags, Swap and KernelPageSize."""
+    """As ``parse_maps``, with VmFlags, Swap, KernelPageSize and ProtectionKey."""
     found: list[Mapping] = []
-    head: Mapping | None = None
-    swap, page_size = 0, 4096
-    for line in _lines(content):
-        word = line.split(None, 1)[0] if line else b""
-        if not word.endswith(b":"):
-            head = parse_maps_line(line)
-        elif word == b"Swap:":
-            swap = int(line.split()[1]) * 1024
-        elif word == b"KernelPageSize:":
-            page_size = int(line.split()[1]) * 1024
-        elif word == b"VmFlags:" and head is not None:
-            flags = frozenset(line.decode().split()[1:])
-            found.append(Mapping(head.start, head.end, head.read, head.write, head.execute, head.shared,
-                                 head.offset, head.device, head.inode, head.name, flags, swap, page_size))
-            swap, page_size = 0, 4096
+    start = 0
+    for flags in _VM_FLAGS.finditer(content):   # the last line of each mapping
+        head, _, fields = content[start:flags.start()].partition(b"\n")
+        start = flags.end()
+        known = parse_maps_line(head).__dict__ | {
+            "flags": frozenset(flags[1].decode().split()), "swap": _field(b"\n" + fields, b"\nSwap:", 0) * 1024,
+            "page_size": _field(fields, b"KernelPageSize:", 4) * 1024,
+            "protection_key": _field(fields, b"ProtectionKey:", 0)}
+        found.append(Mapping(**known))
     return found
+
+
+def _field(fields: bytes, name: bytes, default: int) -> int:
+    at = fields.find(name)
+    return int(fields[at + len(name):].split(None, 1)[0]) if at >= 0 else default
 
 
 def maps(pid: int) -> list[Mapping]:

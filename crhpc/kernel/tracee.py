@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from crhpc.kernel import libc, proc, ptrace, vm
+from crhpc.kernel.calls import Call
 from crhpc.kernel.libc import NR, PAGE
 
 ALL_BUT_TRAP = (1 << 64) - 1 & ~(1 << (signal.SIGTRAP - 1))
@@ -28,7 +29,8 @@ NO_CALL = (1 << 64) - 1
 """orig_rax of a thread that is in no system call."""
 
 _WALL = 0x40000000
-_SYSCALL_STOP = signal.SIGTRAP | 0x80
+SYSCALL_STOP = signal.SIGTRAP | 0x80
+"""How a stop at the entry to or the exit from a system call is told (PTRACE_O_TRACESYSGOOD)."""
 _FAULTS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGSYS)
 _INSTRUCTION = b"\x0f\x05"
 
@@ -88,12 +90,16 @@ class Tracee:
     ``pid`` is its process (thread group), ``tid`` the thread, both in this process's pid namespace.
     """
 
-    __slots__ = ("_base", "_instruction", "deferred", "pid", "tid")
+    __slots__ = ("_base", "_instruction", "deferred", "interrupted", "pid", "registers", "tid")
 
     def __init__(self, pid: int, tid: int) -> None:
         self.pid = pid
         self.tid = tid
         self.deferred: list[int] = []
+        self.registers: ptrace.Registers = None
+        """What it will go on with, once that has been looked at."""
+        self.interrupted: Call | None = None
+        """The system call that it was stopped in, where there is something to do about it."""
         self._base: ptrace.Registers | None = None
         self._instruction = 0
 
@@ -146,6 +152,14 @@ class Tracee:
         self._to_syscall_stop()
         return _signed(ptrace.get_registers(self.tid).rax)
 
+    def call_interrupted(self, number: int, *args: int) -> int:
+        """A call that is interrupted where it would wait: its result then, such as ``-ERESTART_RESTARTBLOCK``."""
+        self._start(number, args)
+        self._to_syscall_stop()
+        ptrace.interrupt(self.tid)
+        self._to_syscall_stop()
+        return _signed(ptrace.get_registers(self.tid).rax)
+
     def _start(self, number: int, args: tuple[int, ...]) -> None:
         assert self._base is not None, "prepare() first"
         registers = ptrace.Registers.from_buffer_copy(self._base)
@@ -160,7 +174,7 @@ class Tracee:
         while True:
             status = wait(self.tid)
             assert status is not None
-            if os.WSTOPSIG(status) == _SYSCALL_STOP:
+            if os.WSTOPSIG(status) == SYSCALL_STOP:
                 return
             self._pass_by(status)
             ptrace.syscall(self.tid)
@@ -185,7 +199,7 @@ class Tracee:
         while True:
             status = wait(self.tid)
             assert status is not None
-            if os.WSTOPSIG(status) == _SYSCALL_STOP:
+            if os.WSTOPSIG(status) == SYSCALL_STOP:
                 break
             if event(status) in (ptrace.EVENT_FORK, ptrace.EVENT_VFORK, ptrace.EVENT_CLONE):
                 new = ptrace.event_message(self.tid)
@@ -244,7 +258,7 @@ def await_stop(tid: int) -> list[int]:
         if event(status) == ptrace.EVENT_STOP:
             return passed
         number = os.WSTOPSIG(status)
-        deliver = number if event(status) == 0 and number != _SYSCALL_STOP else 0
+        deliver = number if event(status) == 0 and number != SYSCALL_STOP else 0
         passed += [deliver] if deliver else []
         ptrace.cont(tid, deliver)
 

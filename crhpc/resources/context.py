@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import os
 import socket
+import stat as modes
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from crhpc.image.reader import Shard
 from crhpc.image.writer import ShardWriter
 from crhpc.kernel import descriptors, pidfd, proc, vm
 from crhpc.kernel.libc import PAGE
+from crhpc.kernel.namespaces import clock_offsets
 from crhpc.kernel.tracee import Area, Tracee
 
 R = TypeVar("R")
@@ -73,6 +75,8 @@ class SharedObject:
     mappers: list[tuple[Task, proc.Mapping]] = field(default_factory=list)
     files: list[OpenFile] = field(default_factory=list)
     """Descriptions of it; of a file of the user's, too, which has its own contents."""
+    links: list[str] = field(default_factory=list)
+    """Other ways to open it: names in /proc."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,10 @@ class Pod:
         """The pod's file tree as this node sees it."""
         return f"/proc/{self.init}/root"
 
+    def clock_ahead(self, name: str = "monotonic") -> int:
+        """Nanoseconds that a clock of the pod is ahead of this process's own (time_namespaces(7))."""
+        return clock_offsets(self.init)[name] - clock_offsets(os.getpid())[name]
+
     def outside(self, path: str) -> str:
         """A path of the pod as the agent can open it."""
         return self.root + path
@@ -107,6 +115,13 @@ class Pod:
             return os.stat(path.lstrip("/") or ".", dir_fd=root, follow_symlinks=follow)
         finally:
             os.close(root)
+
+    def is_regular(self, path: str) -> bool:
+        """Whether a path leads to a regular file, or nowhere."""
+        try:
+            return modes.S_ISREG(self.stat(path).st_mode)
+        except OSError:
+            return True
 
     def transient(self, path: str) -> bool:
         """Whether a file lies where files are made for a run and removed after it (hier(7)), shared with others.
@@ -325,6 +340,8 @@ class Restore:
         self.closing = contextlib.ExitStack()
         self.undo = contextlib.ExitStack()
         """What must be undone where the restart fails."""
+        self.at_release: list[Callable[[], None]] = []
+        """What can be done only when the agent has let go of all files."""
         self._readonly: dict[int, int] = {}
         self._rows: dict[type, list[Any]] = {}
 

@@ -1,23 +1,23 @@
 """Threads: registers, the XSAVE area, restartable sequences, robust lists, names, signal masks and stacks.
 
-Read through ptrace from outside, but for two remote calls a thread (sigaltstack(2), PR_GET_TID_ADDRESS).
-Rebuilt by clone3 under their old ids; registers come last.
+Read through ptrace from outside, but for a table of remote calls a thread (sigaltstack(2), PR_GET_TID_ADDRESS and
+other prctls). Rebuilt by clone3 under their old ids; registers come last.
 
-System calls in progress: a thread that was interrupted in one has -ERESTART* in rax and the call's number
-in orig_rax. The kernel's own way to restart is lost with the old thread, so the restored one is sent back
-to its ``syscall`` instruction. A call with a relative time-out then waits for all of it again. Where the
-kernel had already restarted a call once, orig_rax is restart_syscall's own number: the real one is
-remembered from the earlier checkpoint of the same thread.
+System calls in progress: a thread that was interrupted in one has -ERESTART* in rax and the call's number in orig_rax,
+and the restored one gets the same: the kernel makes the call again (crhpc/kernel/calls.py). Where the old thread's
+kernel kept the rest of its time, the new thread makes the call with that, and is interrupted at once: then the
+kernel keeps the same for it.
 """
 from __future__ import annotations
 
 import ctypes
 import struct
+import time
 from dataclasses import dataclass, field
 
 from crhpc.image.records import U64
-from crhpc.kernel import libc, proc, ptrace
-from crhpc.kernel.libc import NR
+from crhpc.kernel import calls, libc, proc, ptrace, transfers
+from crhpc.kernel.calls import Call
 from crhpc.kernel.tracee import NO_CALL, Tracee
 from crhpc.resources import Cut, Kind, Phase, at
 from crhpc.resources.context import Dump, Restore, Task
@@ -25,11 +25,7 @@ from crhpc.resources.stubs import clone_thread
 
 PR_SET_NAME, PR_GET_TID_ADDRESS = 15, 40
 RSEQ_FLAG_UNREGISTER = 1
-_ERESTARTSYS, _ERESTARTNOINTR, _ERESTARTNOHAND, _ERESTART_RESTARTBLOCK = 512, 513, 514, 516
-
-
-_EINTR = 4
-
+_NOTHING = -1
 _XSTATE_HEADER, _TILE_DATA = 512, 1 << 18
 """Where the XSAVE header lies, whose first word says which features are in use; that of AMX tiles."""
 _USE_TILES = bytes.fromhex(
@@ -58,6 +54,11 @@ class Thread:
     robust_size: int
     clear_tid: U64 = field(metadata={"doc": "address that the kernel zeroes when the thread ends"})
     altstack: bytes = field(metadata={"doc": "stack_t: pointer, flags, size"})
+    call: int = field(metadata={"doc": "number of a call in progress of which registers don't tell all, or -1"})
+    moved: int = field(metadata={"doc": "bytes that the call had moved, and will count as its own"})
+    wanted: int = field(metadata={"doc": "bytes after which it ends"})
+    guarded: bool = field(metadata={"doc": "whether it blocks signals that are not blocked otherwise"})
+    until: int = field(metadata={"doc": "when its time is over, by the job's CLOCK_MONOTONIC in nanoseconds, or -1"})
 
 
 class ThreadsKind(Kind):
@@ -70,9 +71,9 @@ class ThreadsKind(Kind):
     @at(Cut.REGISTERS)
     def read_registers(self, ctx: Dump) -> None:
         """Before anything is borrowed; the rest follows in ``dump``."""
-        seen = ctx.memory.setdefault("restarted calls", {})
+        ahead = ctx.pod.clock_ahead()
         ctx.state["registers"] = {
-            (task.pid, tid): _outside(task, tid, tracee, seen)
+            (task.pid, tid): _outside(task, tracee) | _call(tracee, ahead)
             for task in ctx.tasks for tid, tracee in task.threads.items()}
 
     @at(Cut.COLLECT)
@@ -104,29 +105,46 @@ class ThreadsKind(Kind):
             if int.from_bytes(row.xstate[_XSTATE_HEADER:_XSTATE_HEADER + 8], "little") & _TILE_DATA:
                 _use_tiles(task, task.threads[row.tid])
 
+    @at(Phase.LAST)
+    def prime_calls(self, ctx: Restore) -> None:
+        """Let the kernel keep the rest of a call's time again."""
+        ahead = ctx.pod.clock_ahead()
+        for row in ctx.rows(Thread):
+            tracee = ctx.tasks[row.pid].threads[row.tid]
+            tracee.registers = registers = ptrace.Registers.from_buffer_copy(row.registers)
+            if calls.result(registers) == -calls.ERESTART_RESTARTBLOCK:
+                _prime(ctx.tasks[row.pid], tracee, row, ahead)
+            else:
+                tracee.interrupted = _in_progress(row, ahead)
+
     @at(Phase.REGISTERS)
     def set_registers(self, ctx: Restore) -> None:
         for row in ctx.rows(Thread):
-            tid = ctx.tasks[row.pid].threads[row.tid].tid
-            ptrace.set_regset(tid, row.xstate)
-            ptrace.set_registers(tid, resumed(row.registers))
-            ptrace.set_signal_mask(tid, row.mask)
+            tracee = ctx.tasks[row.pid].threads[row.tid]
+            ptrace.set_regset(tracee.tid, row.xstate)
+            ptrace.set_registers(tracee.tid, tracee.registers)
+            ptrace.set_signal_mask(tracee.tid, row.mask)
 
 
-def _outside(task: Task, tid: int, tracee: Tracee, seen: dict[tuple[int, int, int, int], int]) -> dict[str, object]:
-    registers = ptrace.get_registers(tracee.tid)
+def _outside(task: Task, tracee: Tracee) -> dict[str, object]:
     rseq = ptrace.rseq_configuration(tracee.tid)
     if rseq.address:
-        _leave_critical_section(tracee, registers, rseq)
-    _undo_interruption(task, tracee, registers, seen)
-    _remember_call(task.pid, tid, registers, seen)
+        _leave_critical_section(tracee, rseq)
     head, size = ctypes.c_ulong(), ctypes.c_ulong()
     libc.syscall("get_robust_list", tracee.tid, ctypes.addressof(head), ctypes.addressof(size))
     return {
-        "name": proc.comm(task.host, tracee.tid), "registers": bytes(registers),
+        "name": proc.comm(task.host, tracee.tid), "registers": bytes(tracee.registers),
         "xstate": ptrace.get_regset(tracee.tid),
         "mask": U64(ptrace.get_signal_mask(tracee.tid)), "rseq_address": U64(rseq.address), "rseq_size": rseq.size,
         "rseq_signature": U64(rseq.signature), "robust_list": U64(head.value), "robust_size": size.value}
+
+
+def _call(tracee: Tracee, ahead: int) -> dict[str, int]:
+    call = tracee.interrupted
+    if call is None:
+        return {"call": _NOTHING, "moved": 0, "wanted": 0, "guarded": False, "until": _NOTHING}
+    return {"call": call.number, "moved": call.moved, "wanted": call.wanted, "guarded": call.guarded,
+            "until": _NOTHING if call.until is None else call.until + ahead}
 
 
 def _inside(task: Task, tracee: Tracee) -> tuple[bytes, U64]:
@@ -137,7 +155,7 @@ def _inside(task: Task, tracee: Tracee) -> tuple[bytes, U64]:
     return task.leader.read(room, 24), U64(clear_tid)
 
 
-def _leave_critical_section(tracee: Tracee, registers: ptrace.Registers, rseq: ptrace.RseqConfiguration) -> None:
+def _leave_critical_section(tracee: Tracee, rseq: ptrace.RseqConfiguration) -> None:
     """Move a thread out of a restartable sequence to its abort address, in the job as in the image.
 
     The kernel does so when it preempts a thread, by a pointer in the rseq area; a remote call in between
@@ -147,67 +165,48 @@ def _leave_critical_section(tracee: Tracee, registers: ptrace.Registers, rseq: p
     if not section:
         return
     _version, _flags, start, length, abort = struct.unpack("IIQQQ", tracee.read(section, 32))
-    if start <= registers.rip < start + length:
-        registers.rip = abort
+    if start <= tracee.registers.rip < start + length:
+        tracee.registers.rip = abort
         tracee.write(rseq.address + 8, bytes(8))
-        ptrace.set_registers(tracee.tid, registers)
+        ptrace.set_registers(tracee.tid, tracee.registers)
 
 
-def _remember_call(pid: int, tid: int, registers: ptrace.Registers, seen: dict[tuple[int, int, int, int], int]) -> None:
-    """Replace restart_syscall's number by that of the call that it stands for."""
-    if _error(registers) != _ERESTART_RESTARTBLOCK:
-        return
-    key = (pid, tid, registers.rip, registers.rsp)
-    if registers.orig_rax != NR["restart_syscall"]:
-        seen[key] = registers.orig_rax
-    elif key in seen:
-        registers.orig_rax = seen[key]
+# -- calls in progress ----------------------------------------------------------------------------------
+def _in_progress(row: Thread, ahead: int) -> Call | None:
+    """What the engine needs to know of a call that does not go on by itself."""
+    if row.call < 0:
+        return None
+    call = Call(row.call, until=None if row.until < 0 else row.until - ahead)
+    if 0 < row.moved < row.wanted and row.call in transfers.MOVING:
+        call.moved, call.wanted = row.moved, row.wanted
+    call.guarded = row.guarded
+    return call
 
 
-def _undo_interruption(task: Task, tracee: Tracee, registers: ptrace.Registers,
-                       seen: dict[tuple[int, int, int, int], int]) -> None:
-    """Make a call again that our stop ended with EINTR, as epoll_wait(2) is; in the job as in the image.
+def _prime(task: Task, tracee: Tracee, row: Thread, ahead: int) -> None:
+    """Make a call with what is left of its time; it is interrupted as soon as it waits.
 
-    Not where a signal waits: then the program would have seen EINTR without us too. An epoll_wait with a
-    time-out starts anew, so it is ended at the second stop in a row: its program looks at the clock.
+    A call whose time is no relative one is just made again; of one that nobody knows the program sees EINTR.
     """
-    if registers.orig_rax >> 63 or registers.orig_rax == NR["close"] or _error(registers) != _EINTR:
-        return
-    status = proc.status(task.host, tracee.tid)
-    waiting = status.number("SigPnd", 16) | status.number("ShdPnd", 16)
-    if waiting & ~ptrace.get_signal_mask(tracee.tid):
-        return
-    key = (task.pid, tracee.tid, registers.rip, -registers.rsp)
-    if _is_timed_epoll(registers):
-        seen[key] = seen.get(key, 0) + 1
-        if seen[key] % 2 == 0:
-            return
-    registers.rax, registers.rip, registers.orig_rax = registers.orig_rax, registers.rip - 2, NO_CALL
-    ptrace.set_registers(tracee.tid, registers)
-
-
-def _is_timed_epoll(registers: ptrace.Registers) -> bool:
-    if registers.orig_rax == NR["epoll_pwait2"]:
-        return bool(registers.r10)
-    return registers.orig_rax in (NR["epoll_wait"], NR["epoll_pwait"]) and registers.r10 & 0xFFFFFFFF != 0xFFFFFFFF
-
-
-def _error(registers: ptrace.Registers) -> int:
-    return (1 << 64) - int(registers.rax) if registers.rax >> 63 else 0
-
-
-def resumed(raw: bytes) -> ptrace.Registers:
-    """Registers for a new thread that goes on where the old one was, an interrupted call made again."""
-    registers = ptrace.Registers.from_buffer_copy(raw)
-    in_call = not registers.orig_rax >> 63
-    if in_call and _error(registers) in (_ERESTARTSYS, _ERESTARTNOINTR, _ERESTARTNOHAND, _ERESTART_RESTARTBLOCK):
-        if registers.orig_rax == NR["restart_syscall"]:
-            registers.rax = -4 & NO_CALL   # the call's number is lost: EINTR
-        else:
-            registers.rax = registers.orig_rax
-            registers.rip -= 2
-    registers.orig_rax = NO_CALL
-    return registers
+    args = calls.arguments(tracee.registers)
+    if row.call < 0:
+        calls.set_result(tracee.registers, -calls.EINTR)
+        tracee.registers.orig_rax = NO_CALL
+    elif row.until < 0 or not calls.has_time(row.call, args):
+        calls.set_result(tracee.registers, -calls.ERESTARTNOHAND)
+    else:
+        until = row.until - ahead
+        call = Call(row.call, until=until, kept=True)
+        index, value, content = calls.with_time(call, args, until - time.clock_gettime_ns(time.CLOCK_MONOTONIC))
+        if content:
+            value = task.area.data
+            tracee.write(value, content)
+        result = tracee.call_interrupted(row.call, *args[:index], value, *args[index + 1:])
+        calls.set_result(tracee.registers, result)
+        if result == -calls.ERESTART_RESTARTBLOCK:
+            tracee.interrupted = call
+        else:   # it has ended meanwhile
+            tracee.registers.orig_rax = NO_CALL
 
 
 def _without_on_stack(altstack: bytes) -> bytes:

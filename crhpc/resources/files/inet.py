@@ -99,7 +99,7 @@ class InetKind(FileKind):
         """All queues of the pod, before any record is made: draining needs both ends at once."""
         ends: dict[int, socket.socket] = {}
         for file in ctx.open_files.values():
-            if ctx.state["kind of file"][file.id] is self and (sock := _connected(file, ctx)) is not None:
+            if isinstance(ctx.state["kind of file"][file.id], InetKind) and (sock := _connected(file, ctx)) is not None:
                 ctx.closing.callback(sock.close)
                 ends[file.id] = sock
         full = tcp.settle(list(ends.values()), _SETTLE)
