@@ -60,6 +60,9 @@ class Rebuilding:
             task.call("munmap", task.area.address, task.area.size)
             task.mapped_area = None
         self._run(Phase.REGISTERS, Phase.REGISTERS)
+        self.ctx.closing.close()   # whoever watches a file is told of a close
+        for action in self.ctx.at_end:
+            action()
 
     def _run(self, first: Phase, last: Phase) -> None:
         for phase in Phase:
@@ -75,8 +78,6 @@ class Rebuilding:
         """
         self.ctx.undo.pop_all()
         self.close()
-        for action in self.ctx.at_release:
-            action()
         self.pod.request({"op": "built", "root": root, "last_pid": last_pid})
         threads = [tracee for task in self.ctx.tasks.values() for tracee in task.threads.values()]
         for tracee in threads:

@@ -340,8 +340,8 @@ class Restore:
         self.closing = contextlib.ExitStack()
         self.undo = contextlib.ExitStack()
         """What must be undone where the restart fails."""
-        self.at_release: list[Callable[[], None]] = []
-        """What can be done only when the agent has let go of all files."""
+        self.at_end: list[Callable[[], object]] = []
+        """What can be done only when the agent has let go of all files, just before the release."""
         self._readonly: dict[int, int] = {}
         self._rows: dict[type, list[Any]] = {}
 
