@@ -112,6 +112,8 @@ def _task(host: int, names: _Names) -> Seen:
         seen[link] = os.readlink(f"/proc/{host}/{link}")
     if seen["exe"].endswith(" (deleted)"):   # a file without a name is made again somewhere
         seen["exe"] = os.path.basename(seen["exe"])
+    if seen["cwd"].endswith(" (deleted)") and not os.path.exists(f"/proc/{host}/root{seen['cwd']}"):
+        seen["cwd"] = "a removed directory"   # its name may be taken by now
     for file in ("cmdline", "environ", "auxv", "personality", "limits", "oom_score_adj", "coredump_filter", "timers"):
         seen[file] = _read(f"/proc/{host}/{file}")
     seen["timers"] = re.sub(rb"notify: (\S+)/(pid|tid)\.(\d+)",

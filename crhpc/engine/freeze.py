@@ -7,13 +7,13 @@ import signal
 import time
 from dataclasses import dataclass, field
 
+from crhpc.engine.scratch import map_area
 from crhpc.engine.watch import STOP_SIGNALS, let_go, watch
 from crhpc.errors import CheckpointFailed, Unsupported
 from crhpc.kernel import pidfd, proc, ptrace
-from crhpc.kernel.tracee import ALL_BUT_TRAP, Area, TaskGone, Tracee, event, find_instruction, wait
+from crhpc.kernel.tracee import ALL_BUT_TRAP, TaskGone, Tracee, event, find_instruction, wait
 from crhpc.resources.context import Task
 
-_AREA_SIZE = 128 << 10
 _ACTION_SIZE = 32
 _SIG_IGN = 1
 _ATTEMPTS, _PATIENCE, _PAUSE, _LET_GO = 8, 0.25, 0.03, 0.1
@@ -248,8 +248,7 @@ class Borrowed:
                 self.loans[tracee] = _Loan(tracee.registers, ptrace.get_signal_mask(tracee.tid))
                 ptrace.set_signal_mask(tracee.tid, ALL_BUT_TRAP)
                 tracee.prepare(instruction)
-            address = task.call("mmap", 0, _AREA_SIZE, 7, 0x22, -1, 0)   # PROT_ALL, MAP_PRIVATE | MAP_ANONYMOUS
-            task.mapped_area = Area(task.leader, address, _AREA_SIZE)
+            task.mapped_area = map_area(task)
             task.call("rt_sigaction", signal.SIGTRAP, 0, task.area.data, 8)
             task.trap_action = task.leader.read(task.area.data, _ACTION_SIZE)
 

@@ -38,7 +38,8 @@ NR: dict[str, int] = {
     "kcmp": 312, "sched_setattr": 314, "sched_getattr": 315, "seccomp": 317, "getrandom": 318, "memfd_create": 319,
     "userfaultfd": 323, "membarrier": 324, "mlock2": 325, "preadv2": 327, "pwritev2": 328, "rseq": 334,
     "pidfd_send_signal": 424, "pidfd_open": 434, "clone3": 435, "close_range": 436, "pidfd_getfd": 438,
-    "epoll_pwait2": 441, "mseal": 462, "inotify_init1": 294, "inotify_rm_watch": 255,
+    "epoll_pwait2": 441, "mseal": 462, "inotify_init1": 294, "inotify_rm_watch": 255, "mkdir": 83, "rmdir": 84,
+    "mbind": 237, "set_mempolicy": 238, "get_mempolicy": 239,
 }
 """System call numbers of x86-64 (arch/x86/entry/syscalls/syscall_64.tbl)."""
 

@@ -42,6 +42,7 @@ class Stat:
     session: int
     tty: int
     foreground: int
+    flags: int
     nice: int
     start_time: int
     exit_signal: int
@@ -70,7 +71,7 @@ def parse_stat(content: bytes) -> Stat:
 
     return Stat(
         pid=int(pid), comm=os.fsdecode(comm), state=fields[0].decode(), ppid=field(4), pgrp=field(5), session=field(6),
-        tty=field(7), foreground=field(8), nice=field(19), start_time=field(22), exit_signal=field(38),
+        tty=field(7), foreground=field(8), flags=field(9), nice=field(19), start_time=field(22), exit_signal=field(38),
         processor=field(39), start_code=field(26), end_code=field(27), start_stack=field(28), start_data=field(45),
         end_data=field(46), start_brk=field(47), arg_start=field(48), arg_end=field(49), env_start=field(50),
         env_end=field(51), exit_code=field(52))

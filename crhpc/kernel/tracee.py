@@ -288,7 +288,7 @@ class Area:
     """
 
     def __init__(self, tracee: Tracee, address: int, size: int) -> None:
-        """Lay out an area that is already mapped readable, writable and executable."""
+        """Lay out an area that is already mapped readable and executable, and writable but for the runner's page."""
         self.tracee = tracee
         self.address = address
         self.size = size
@@ -296,7 +296,11 @@ class Area:
         self.entries = min(size // 2, 512 << 10) // _ENTRY
         self.data = self.table + self.entries * _ENTRY
         self.room = address + size - self.data
-        tracee.write(address, RUNNER)
+        try:
+            tracee.write(address, RUNNER)
+        except OSError:   # who may not write what it executes has it already
+            if tracee.read(address, len(RUNNER)) != RUNNER:
+                raise
 
     @property
     def instruction(self) -> int:

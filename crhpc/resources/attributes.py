@@ -1,4 +1,4 @@
-"""What prctl(2) and a few files of /proc set for a process: working directory, umask, personality and others.
+"""What prctl(2) and a few files of /proc set for a process or a thread: working directory, umask, personality and more.
 
 Read by remote prctl(2) calls and from ``/proc/PID``.
 """
@@ -7,21 +7,36 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from crhpc.errors import FileGone
 from crhpc.image.records import U64
-from crhpc.kernel import proc
+from crhpc.kernel import libc, proc
 from crhpc.kernel.namespaces import write_file
 from crhpc.resources import Cut, Kind, Phase, at
-from crhpc.resources.context import Dump, Restore
+from crhpc.resources.context import Dump, Restore, Task
+from crhpc.resources.questions import ROOM, Question, answer, ask, has_prctl
 
 _PR_SET_PDEATHSIG, _PR_GET_PDEATHSIG = 1, 2
 _PR_GET_DUMPABLE, _PR_SET_DUMPABLE = 3, 4
 _PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37
 _PR_SET_THP_DISABLE, _PR_GET_THP_DISABLE = 41, 42
+_PR_SET_IO_FLUSHER = 57
+_PR_SET_MDWE, _PR_GET_MDWE = 65, 66
+_PR_SET_MEMORY_MERGE, _PR_GET_MEMORY_MERGE = 67, 68
 _ARCH_GET_XCOMP_PERM, _ARCH_REQ_XCOMP_PERM = 0x1022, 0x1023
 _AMX_TILE_DATA = 18
+_PF_LOCAL_THROTTLE = 0x00100000
+"""Of the flags in ``stat``: set by PR_SET_IO_FLUSHER alone (include/linux/sched.h)."""
+_PARENT_DEATH = Question("prctl", (_PR_GET_PDEATHSIG, ROOM), 4)
+_PERSONALITY = Question("personality", (0xFFFFFFFF,))
+_GONE = " (deleted)"
+_NAMESPACES = {"cgroup": "cgroup", "ipc": "IPC", "mnt": "mount", "net": "network", "pid": "pid", "time": "time",
+               "uts": "UTS", "pid_for_children": "pid", "time_for_children": "time", "user": "user"}
+"""In /proc/PID/ns, and what people call them; users last: who has one of those has it for the sake of another."""
+_OF_THREADS = ("mnt", "net")
+"""Those that threads of one process may really differ in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,77 +44,204 @@ class Attributes:
     """Of one process."""
 
     pid: int
-    directory: str
+    directory: str = field(metadata={"path": True})
+    removed: int = field(metadata={"doc": "a number of the working directory where it has been removed, or 0"})
     umask: int
-    personality: U64
-    parent_death_signal: int
     dumpable: int
     subreaper: bool
     thp_disabled: int
+    merging: bool = field(metadata={"doc": "all its memory may be merged with equal pages (PR_SET_MEMORY_MERGE)"})
+    write_or_execute: int = field(metadata={"doc": "PR_MDWE_ flags: no memory becomes executable"})
     coredump_filter: int
     extended_state: U64 = field(metadata={"doc": "XSAVE features that the process may use beyond the default (AMX)"})
 
 
+@dataclass(frozen=True, slots=True)
+class ThreadAttributes:
+    """Of one thread."""
+
+    pid: int
+    tid: int
+    parent_death_signal: int
+    personality: U64
+    io_flusher: bool
+
+
 class AttributesKind(Kind):
     name = "attributes"
-    records = (Attributes,)
-    saved = ("working directory, umask, personality, parent-death signal, dumpable, child subreaper, coredump filter, "
-             "AMX permission")
-    refused = "a root directory other than the pod's; a working directory that is gone"
+    records = (Attributes, ThreadAttributes)
+    saved = ("working directory (also a removed one, as a new removed one), umask, dumpable, child subreaper, "
+             "transparent huge pages off, memory merging, MDWE, coredump filter, AMX permission; of every thread "
+             "parent-death signal, personality, I/O flusher")
+    refused = ("a root directory or a namespace of its own; as a plain user, what is not dumpable. PR_SET_PTRACER, "
+               "core scheduling cookies and the cgroup are not saved: a restarted job is where the restart is")
 
     @at(Cut.INSPECT)
     def inspect(self, ctx: Dump) -> None:
+        ask(ctx, _PARENT_DEATH)
+        ask(ctx, _PERSONALITY)
+        ours = {name: _namespace(ctx.pod.init, name) for name in _NAMESPACES}
         for task in ctx.tasks:
+            if os.getuid() not in (0, os.stat(f"/proc/{task.host}/fd").st_uid):   # proc(5), /proc/PID
+                raise ctx.refuse("a process that may not be looked into", task,
+                                 "run it without prctl(PR_SET_DUMPABLE, 0)")
             if os.readlink(f"/proc/{task.host}/root") != "/":
                 raise ctx.refuse("a root directory of its own (chroot)", task, "run it without chroot")
-            if os.readlink(f"/proc/{task.host}/cwd").endswith(" (deleted)"):
-                raise ctx.refuse("a working directory that has been removed", task, "keep the directory")
+            for host, names in _places(task):
+                for name in names:
+                    if _namespace(host, name) != ours[name.removesuffix("_for_children")]:
+                        raise ctx.refuse(f"a {_NAMESPACES[name]} namespace of its own", task,
+                                         "run it without unshare(1) and containers, or crhpc inside of the container")
 
     @at(Cut.COLLECT)
     def dump(self, ctx: Dump) -> None:
         for task in ctx.tasks:
-            room = task.area.data
-            task.leader.write(room, bytes(24))
-            results = task.area.run([
-                ("prctl", (_PR_GET_PDEATHSIG, room)), ("prctl", (_PR_GET_CHILD_SUBREAPER, room + 8)),
-                ("prctl", (_PR_GET_DUMPABLE,)), ("prctl", (_PR_GET_THP_DISABLE, 0, 0, 0, 0))])
-            with contextlib.suppress(OSError):   # a CPU without AMX
-                task.call("arch_prctl", _ARCH_GET_XCOMP_PERM, room + 16)
-            death, reaper, permitted = struct.unpack("ixxxxixxxxQ", task.leader.read(room, 24))
-            ctx.add(Attributes(
-                task.pid, os.readlink(f"/proc/{task.host}/cwd"), proc.status(task.host).number("Umask", 8),
-                U64(int(proc.read(f"/proc/{task.host}/personality"), 16)), death, results[2], bool(reaper), results[3],
-                int(proc.read(f"/proc/{task.host}/coredump_filter") or b"0", 16), U64(permitted)))
+            ctx.add(_process(ctx, task))
+            for tid, tracee in task.threads.items():
+                (death,) = struct.unpack("i", answer(ctx, task, tid, _PARENT_DEATH)[1])
+                personality = answer(ctx, task, tid, _PERSONALITY)[0]
+                # who may not set it is spared the look
+                flusher = os.getuid() == 0 and bool(proc.stat(task.host, tracee.tid).flags & _PF_LOCAL_THROTTLE)
+                ctx.add(ThreadAttributes(task.pid, tid, death, U64(personality), flusher))
+
+    @at(Phase.CHECK)
+    def check(self, ctx: Restore) -> None:
+        for row in ctx.rows(Attributes):
+            if not (row.removed or ctx.pod.private(row.directory) or row.directory.startswith("/proc/")):
+                try:
+                    os.stat(ctx.pod.outside(row.directory) + "/.")
+                except PermissionError:   # the task has more rights in its pod
+                    continue
+                except OSError as error:
+                    ctx.problems.append(_not_entered(ctx, row, error))
+
+    @at(Phase.SPACE)
+    def set_huge_pages(self, ctx: Restore) -> None:
+        """Before any page comes. What was told is 1 and flags: PR_THP_DISABLE_EXCEPT_ADVISED (Linux 6.18)."""
+        for row in ctx.rows(Attributes):
+            if row.thp_disabled != libc.prctl(_PR_GET_THP_DISABLE):   # stubs have the agent's
+                on = row.thp_disabled & 1
+                ctx.tasks[row.pid].call("prctl", _PR_SET_THP_DISABLE, on, row.thp_disabled - on, 0, 0)
+
+    @at(Phase.SPACE)
+    def permit_tiles(self, ctx: Restore) -> None:
+        """The permission belongs to the process and sizes the signal frames of its threads."""
+        for row in ctx.rows(Attributes):
+            if row.extended_state >> _AMX_TILE_DATA & 1:
+                ctx.tasks[row.pid].call("arch_prctl", _ARCH_REQ_XCOMP_PERM, _AMX_TILE_DATA)
 
     @at(Phase.STATE)
     def restore(self, ctx: Restore) -> None:
         for row in ctx.rows(Attributes):
             task = ctx.tasks[row.pid]
-            try:
-                with task.area.batch() as batch:
-                    batch.call("chdir", batch.string(row.directory))
-            except OSError as error:
-                raise FileGone(image=ctx.image, path=row.directory, why=f"cannot be entered ({error.strerror})",
-                               pid=row.pid, program="its working directory") from None
+            if row.removed:
+                _enter_removed(ctx, task, row)
+            else:
+                _enter(ctx, task, row)
             with task.area.batch() as batch:
                 batch.call("umask", row.umask)
-                batch.call("personality", row.personality)
                 batch.call("prctl", _PR_SET_CHILD_SUBREAPER, row.subreaper)
-                batch.call("prctl", _PR_SET_THP_DISABLE, row.thp_disabled, 0, 0, 0)
+                if row.merging:
+                    batch.call("prctl", _PR_SET_MEMORY_MERGE, 1, 0, 0, 0)
             with contextlib.suppress(OSError):
                 write_file(f"/proc/{task.host}/coredump_filter", hex(row.coredump_filter))
-
-    @at(Phase.SPACE)
-    def permit_tiles(self, ctx: Restore) -> None:
-        """Before any thread is cloned: the permission belongs to the process and sizes its signal frames."""
-        for row in ctx.rows(Attributes):
-            if row.extended_state >> _AMX_TILE_DATA & 1:
-                ctx.tasks[row.pid].call("arch_prctl", _ARCH_REQ_XCOMP_PERM, _AMX_TILE_DATA)
+        for thread in ctx.rows(ThreadAttributes):
+            tracee = ctx.tasks[thread.pid].threads[thread.tid]
+            if thread.personality != libc.syscall("personality", 0xFFFFFFFF):   # stubs have the agent's
+                tracee.call("personality", thread.personality)
+            if thread.io_flusher:
+                try:
+                    tracee.call("prctl", _PR_SET_IO_FLUSHER, 1, 0, 0, 0)
+                except PermissionError:
+                    ctx.warn(f"thread {thread.tid} may not be marked as an I/O flusher here")
 
     @at(Phase.LAST)
     def restore_after_credentials(self, ctx: Restore) -> None:
-        """What a change of credentials would reset."""
+        """What a change of credentials would reset, and what our own memory would not be allowed under."""
         for row in ctx.rows(Attributes):
             task = ctx.tasks[row.pid]
             task.call("prctl", _PR_SET_DUMPABLE, row.dumpable & 1)   # 2 can only come from an exec
-            task.call("prctl", _PR_SET_PDEATHSIG, row.parent_death_signal)
+            if row.write_or_execute:
+                task.call("prctl", _PR_SET_MDWE, row.write_or_execute, 0, 0, 0)
+        for thread in ctx.rows(ThreadAttributes):
+            if thread.parent_death_signal:
+                tracee = ctx.tasks[thread.pid].threads[thread.tid]
+                tracee.call("prctl", _PR_SET_PDEATHSIG, thread.parent_death_signal)
+
+
+# -- dump -----------------------------------------------------------------------------------------------
+def _places(task: Task) -> Iterator[tuple[int, Iterator[str] | tuple[str, ...]]]:
+    """Whose namespaces to look at, and which."""
+    yield task.host, tuple(_NAMESPACES)
+    for tracee in task.threads.values():
+        if tracee.tid != task.host:
+            yield tracee.tid, _OF_THREADS
+
+
+def _namespace(host: int, name: str) -> tuple[int, int]:
+    try:
+        stat = os.stat(f"/proc/{host}/ns/{name}")
+    except FileNotFoundError:   # a kernel without them; or none of this sort for children yet
+        return 0, 0
+    return stat.st_dev, stat.st_ino
+
+
+def _process(ctx: Dump, task: Task) -> Attributes:
+    room = task.area.data
+    task.leader.write(room, bytes(24))
+    options = [_PR_GET_DUMPABLE, _PR_GET_THP_DISABLE, *filter(has_prctl, (_PR_GET_MDWE, _PR_GET_MEMORY_MERGE))]
+    results = task.area.run([("prctl", (_PR_GET_CHILD_SUBREAPER, room)),
+                             *(("prctl", (option, 0, 0, 0, 0)) for option in options)])
+    got = dict(zip(options, results[1:], strict=True))
+    with contextlib.suppress(OSError):   # a CPU without AMX
+        task.call("arch_prctl", _ARCH_GET_XCOMP_PERM, room + 8)
+    reaper, permitted = struct.unpack("ixxxxQ", task.leader.read(room, 16))
+    directory, removed = _directory(task)
+    return Attributes(
+        task.pid, directory, removed, proc.status(task.host).number("Umask", 8), got[_PR_GET_DUMPABLE], bool(reaper),
+        got[_PR_GET_THP_DISABLE], bool(got.get(_PR_GET_MEMORY_MERGE)), got.get(_PR_GET_MDWE, 0),
+        int(proc.read(f"/proc/{task.host}/coredump_filter") or b"0", 16), U64(permitted))
+
+
+def _directory(task: Task) -> tuple[str, int]:
+    """The working directory; for one that has been removed its old name, and its inode number."""
+    link = f"/proc/{task.host}/cwd"
+    path, stat = os.readlink(link), os.stat(link)
+    if path.endswith(_GONE):
+        try:
+            removed = not os.path.samestat(os.stat(f"/proc/{task.host}/root{path}"), stat)
+        except OSError:
+            removed = True
+        if removed:
+            return path.removesuffix(_GONE), stat.st_ino
+    return path, 0
+
+
+# -- restore --------------------------------------------------------------------------------------------
+def _enter(ctx: Restore, task: Task, row: Attributes) -> None:
+    try:
+        with task.area.batch() as batch:
+            batch.call("chdir", batch.string(row.directory))
+    except OSError as error:
+        raise _not_entered(ctx, row, error) from None
+
+
+def _not_entered(ctx: Restore, row: Attributes, error: OSError) -> FileGone:
+    return FileGone(image=ctx.image, path=row.directory, why=f"cannot be entered ({error.strerror})", pid=row.pid,
+                    program="its working directory")
+
+
+def _enter_removed(ctx: Restore, task: Task, row: Attributes) -> None:
+    """A new directory that is removed too, where the old one was if that can be; the same for all that were in it."""
+    made: dict[int, Task] = ctx.state.setdefault("removed directories", {})
+    if row.removed in made:
+        with task.area.batch() as batch:
+            batch.call("chdir", batch.string(f"/proc/{made[row.removed].pid}/cwd"))
+        return
+    made[row.removed] = task
+    for path in (row.directory, os.path.join(ctx.pod.temporary, "removed")):
+        with contextlib.suppress(OSError), task.area.batch() as batch:
+            batch.call("mkdir", batch.string(path), 0o700)
+            batch.call("chdir", batch.string(path))
+            batch.call("rmdir", batch.string(path))
+            return
