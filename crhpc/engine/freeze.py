@@ -11,7 +11,7 @@ from crhpc.engine.scratch import map_area
 from crhpc.engine.watch import STOP_SIGNALS, let_go, watch
 from crhpc.errors import CheckpointFailed, Unsupported
 from crhpc.kernel import pidfd, proc, ptrace
-from crhpc.kernel.tracee import ALL_BUT_TRAP, TaskGone, Tracee, event, find_instruction, wait
+from crhpc.kernel.tracee import ALL, ALL_BUT_TRAP, TaskGone, Tracee, event, find_instruction, wait
 from crhpc.resources.context import Task
 
 _ACTION_SIZE = 32
@@ -178,7 +178,7 @@ class _Freezer:
             if not threads:
                 self._note_zombie(pid)
                 continue
-            numbers = {proc.status(pid, tid).inner("NSpid"): self._examined(pid, tid) for tid in threads}
+            numbers = dict(self._numbered(pid, tid) for tid in threads)
             number = proc.status(pid).inner("NSpid")
             if pid not in threads:
                 raise Unsupported(what="a process whose first thread has ended", pid=number, program=proc.program(pid),
@@ -193,6 +193,13 @@ class _Freezer:
             if stat.state == "Z" and stat.ppid != self.init:
                 number = proc.status(pid).inner("NSpid")
                 self.frozen.zombies.append(Task(number, pid, Tracee(pid, pid), zombie=True))
+
+    def _numbered(self, pid: int, tid: int) -> tuple[int, Tracee]:
+        """A thread and its number in the pod."""
+        tracee, status = self._examined(pid, tid), proc.status(pid, tid)
+        waiting = status.number("SigPnd", 16) | status.number("ShdPnd", 16)
+        tracee.careful = bool(waiting & ALL & ~ALL_BUT_TRAP)
+        return status.inner("NSpid"), tracee
 
     def _examined(self, pid: int, tid: int) -> Tracee:
         tracee = Tracee(pid, tid)
@@ -246,7 +253,7 @@ class Borrowed:
             instruction = find_instruction(task.host, task.mappings)
             for tracee in task.threads.values():
                 self.loans[tracee] = _Loan(tracee.registers, ptrace.get_signal_mask(tracee.tid))
-                ptrace.set_signal_mask(tracee.tid, ALL_BUT_TRAP)
+                ptrace.set_signal_mask(tracee.tid, ALL if tracee.careful else ALL_BUT_TRAP)
                 tracee.prepare(instruction)
             task.mapped_area = map_area(task)
             task.call("rt_sigaction", signal.SIGTRAP, 0, task.area.data, 8)

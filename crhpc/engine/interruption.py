@@ -49,7 +49,8 @@ def look(init: int, but: Container[int]) -> dict[int, Look]:
     for pid in proc.descendants(init):
         for tid in proc.threads(pid):
             seen = None if tid in but else waiting(pid, tid)
-            if seen is None or not calls.has_time(seen.number, seen.arguments):
+            if seen is None or not calls.has_time(seen.number, seen.arguments) or (
+                    calls.writes_rest(seen.number, seen.arguments)):
                 continue
             with contextlib.suppress(OSError):
                 whole = calls.time_to_wait(seen.number, seen.arguments, reader(tid))
@@ -80,22 +81,26 @@ def cut_short(tracee: Tracee, result: int, seen: Look | None) -> Call | None:
     ended = result == -calls.EINTR and number in calls.AGAIN
     if not ended and result != -calls.ERESTARTNOHAND:
         return None
-    call = Call(number)
-    if ended:
-        call.until = end_of_time(tracee, number, args, seen)
+    call = Call(number, kept=not ended)
+    if ended or number in calls.IN_PLACE:
+        call.until = end_of_time(tracee, number, args, seen, written=not ended)
     mask = calls.temporary_mask(number, args, memory)
     call.guarded = mask is not None and bool(mask & ~ptrace.get_signal_mask(tracee.tid))
-    return call if ended or call.guarded else None
+    return call if ended or call.guarded or call.until is not None else None
 
 
-def end_of_time(tracee: Tracee, number: int, args: tuple[int, ...], seen: Look | None) -> int | None:
+def end_of_time(tracee: Tracee, number: int, args: tuple[int, ...], seen: Look | None, *,
+                written: bool = True) -> int | None:
     """When the time of a call that has just been interrupted is over, a little late rather than early; None: never.
+
+    Args:
+        written: whether the kernel could write the rest, where it does.
 
     Raises:
         OSError: as ``cut_short``.
     """
     memory, moment = reader(tracee.tid), now()
-    left = calls.time_left(number, args, memory)
+    left = calls.time_left(number, args, memory) if written else None
     if left is not None:
         return moment + left
     if seen is not None and seen.is_of(tracee, number, args):

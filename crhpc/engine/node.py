@@ -154,15 +154,12 @@ class Node:
     def describe(self) -> dict[str, Any]:
         """What a restart needs to know of the pod beside its shard."""
         assert self.pod is not None
+        ahead = {name: self.pod.clock_offset(name) for name in ("monotonic", "boottime")}
+        monotonic, boottime = time.clock_gettime(time.CLOCK_MONOTONIC), time.clock_gettime(time.CLOCK_BOOTTIME)
         return {"temporary": self.pod.temporary, "root": self.root, "root_status": self.root_status,
                 "hostname": socket.gethostname(),
-                "monotonic": self._clock(time.CLOCK_MONOTONIC, "monotonic"),
-                "boottime": self._clock(time.CLOCK_BOOTTIME, "boottime"),
+                "monotonic": monotonic + ahead["monotonic"], "boottime": boottime + ahead["boottime"],
                 "last_pid": int(self.pod.request({"op": "read", "path": "/proc/sys/kernel/ns_last_pid"})["text"])}
-
-    def _clock(self, clock: int, name: str) -> float:
-        assert self.pod is not None
-        return time.clock_gettime(clock) + self.pod.clock_offset(name)
 
     # -- restart ----------------------------------------------------------------------------------
     def check(self, image: str, described: dict[str, Any], stdio: tuple[int, int, int],

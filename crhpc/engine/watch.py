@@ -21,9 +21,8 @@ from crhpc.engine.interruption import Look, cut_short, end_of_time, look, now, r
 from crhpc.kernel import calls, proc, ptrace, transfers, vm
 from crhpc.kernel.calls import Call
 from crhpc.kernel.libc import NR
-from crhpc.kernel.tracee import NO_CALL, SYSCALL_STOP, TaskGone, Tracee, event, wait
+from crhpc.kernel.tracee import ALL, NO_CALL, SYSCALL_STOP, TaskGone, Tracee, event, wait
 
-_EVERYTHING = (1 << 64) - 1
 _ENOSYS = 38
 """What rax holds at the entry to a call (arch/x86/entry)."""
 _IGNORED_BY_DEFAULT = {signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH}
@@ -198,7 +197,7 @@ class Watch:
                 let_go(tid)
                 return None
             calls.begin_again(registers, call.number)
-            ptrace.set_signal_mask(tid, _EVERYTHING)
+            ptrace.set_signal_mask(tid, ALL)
             ptrace.set_registers(tid, registers)
             ptrace.syscall(tid)
         except ProcessLookupError:
@@ -214,7 +213,7 @@ class Watch:
         if call.moved:
             rest = transfers.rest(call, args, reader(watched.tracee.tid))
             changes, patches = rest.arguments, rest.patches
-        elif call.until is not None and calls.has_time(call.number, args):
+        elif call.until is not None and not call.kept and calls.has_time(call.number, args):
             index, value, content = calls.with_time(call, args, call.until - now())
             changes, patches = {index: value}, [(value, content)] if content else []
         for index, value in changes.items():

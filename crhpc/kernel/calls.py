@@ -28,7 +28,7 @@ RESTARTS = (ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK)
 
 Read = Callable[[int, int], bytes]
 """Reads (address, size) of the memory of the process that makes the call."""
-Form = Literal["ms", "timespec"]
+Form = Literal["ms", "timespec", "timeval"]
 
 _ARGUMENTS = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
 _WORD = (1 << 64) - 1
@@ -43,14 +43,12 @@ _CLOCKS_OF_TIME = (0, 1, 7, 8, 9, 11)
 _TIMES: dict[str, tuple[int, Form]] = {
     "nanosleep": (0, "timespec"), "clock_nanosleep": (2, "timespec"), "poll": (2, "ms"), "futex": (3, "timespec"),
     "epoll_wait": (3, "ms"), "epoll_pwait": (3, "ms"), "epoll_pwait2": (3, "timespec"),
-    "rt_sigtimedwait": (2, "timespec"), "semtimedop": (3, "timespec")}
-"""Calls whose time to wait for is relative: which argument, and in which form.
-
-Not select(2), pselect(2), ppoll(2): they leave the rest of it in the program's memory.
-"""
-_KEPT = {NR[name] for name in ("nanosleep", "clock_nanosleep", "poll", "futex")}
-"""Calls whose rest of the time the kernel keeps."""
-_REST = {NR["nanosleep"]: 1, NR["clock_nanosleep"]: 3}
+    "rt_sigtimedwait": (2, "timespec"), "semtimedop": (3, "timespec"), "ppoll": (2, "timespec"),
+    "pselect6": (4, "timespec"), "select": (4, "timeval")}
+"""Calls whose time to wait for is relative: which argument, and in which form."""
+IN_PLACE = {NR[name] for name in ("ppoll", "pselect6", "select")}
+"""Calls that leave the rest of the time where the program has put all of it, but for memory that can't be written."""
+_REST = {NR["nanosleep"]: 1, NR["clock_nanosleep"]: 3} | {number: _TIMES[NAME[number]][0] for number in IN_PLACE}
 """Calls that write the rest of the time when they are interrupted, and which argument says where to (or is 0)."""
 
 _RECEIVING = ("read", "readv", "recvfrom", "recvmsg", "accept", "accept4")
@@ -83,7 +81,7 @@ class Call:
     until: int | None = None
     """CLOCK_MONOTONIC when its time is over, nanoseconds."""
     kept: bool = False
-    """Whether the kernel has the rest of the time in the thread's restart block."""
+    """Whether the rest of the time is seen to: in the thread's restart block, or in the program's memory."""
     guarded: bool = False
     """Whether it blocks signals that are not blocked otherwise: on the way back to it none of them may come through."""
 
@@ -154,7 +152,7 @@ def time_to_wait(number: int, args: tuple[int, ...], read: Read) -> int | None:
     index, form = _TIMES[NAME[number]]
     if form == "ms":
         return (args[index] & 0xFFFFFFFF) * 10**6
-    return _nanoseconds(read(args[index], 16))
+    return _nanoseconds(read(args[index], 16), form)
 
 
 def time_left(number: int, args: tuple[int, ...], read: Read) -> int | None:
@@ -163,19 +161,19 @@ def time_left(number: int, args: tuple[int, ...], read: Read) -> int | None:
     Raises:
         OSError: the time lies where nothing is.
     """
-    where = args[_REST[number]] if number in _REST and has_time(number, args) else 0
-    return _nanoseconds(read(where, 16)) if where else None
+    where = args[_REST[number]] if writes_rest(number, args) else 0
+    return _nanoseconds(read(where, 16), _TIMES[NAME[number]][1]) if where else None
 
 
-def _nanoseconds(timespec: bytes) -> int | None:
-    seconds, nanoseconds = struct.unpack("qq", timespec)
-    whole = int(seconds) * _NS + int(nanoseconds)
+def writes_rest(number: int, args: tuple[int, ...]) -> bool:
+    """Whether the kernel writes the rest of a call's time when it interrupts it."""
+    return number in _REST and has_time(number, args) and args[_REST[number]] != 0
+
+
+def _nanoseconds(time: bytes, form: Form) -> int | None:
+    seconds, fraction = struct.unpack("qq", time)
+    whole = int(seconds) * _NS + int(fraction) * (1000 if form == "timeval" else 1)
     return whole if 0 <= whole < _LONG else None
-
-
-def keeps_time(number: int) -> bool:
-    """Whether the kernel keeps what is left of a call's time when it is interrupted."""
-    return number in _KEPT
 
 
 def with_time(call: Call, args: tuple[int, ...], left: int) -> tuple[int, int, bytes]:
@@ -184,6 +182,8 @@ def with_time(call: Call, args: tuple[int, ...], left: int) -> tuple[int, int, b
     left = max(left, 0)
     if form == "ms":
         return index, -(-left // 10**6), b""   # not a moment too early
+    if form == "timeval":
+        return index, args[index], struct.pack("qq", *divmod(-(-left // 1000), 10**6))
     return index, args[index], struct.pack("qq", *divmod(left, _NS))
 
 

@@ -25,13 +25,14 @@ _CONT, _DETACH, _SYSCALL, _GETREGS, _SETREGS = 7, 17, 24, 12, 13
 _SETOPTIONS, _GETEVENTMSG, _GETSIGINFO, _SETSIGINFO = 0x4200, 0x4201, 0x4202, 0x4203
 _GETREGSET, _SETREGSET, _SEIZE, _INTERRUPT, _LISTEN = 0x4204, 0x4205, 0x4206, 0x4207, 0x4208
 _PEEKSIGINFO, _GETSIGMASK, _SETSIGMASK = 0x4209, 0x420A, 0x420B
-_GET_RSEQ_CONFIGURATION = 0x420F
+_GET_RSEQ_CONFIGURATION, _GET_SYSCALL_USER_DISPATCH_CONFIG = 0x420F, 0x4211
 _NAMES = {
     _CONT: "CONT", _DETACH: "DETACH", _SYSCALL: "SYSCALL", _GETREGS: "GETREGS", _SETREGS: "SETREGS",
     _SETOPTIONS: "SETOPTIONS", _GETEVENTMSG: "GETEVENTMSG", _GETSIGINFO: "GETSIGINFO", _SETSIGINFO: "SETSIGINFO",
     _GETREGSET: "GETREGSET", _SETREGSET: "SETREGSET", _SEIZE: "SEIZE", _INTERRUPT: "INTERRUPT", _LISTEN: "LISTEN",
     _PEEKSIGINFO: "PEEKSIGINFO", _GETSIGMASK: "GETSIGMASK", _SETSIGMASK: "SETSIGMASK",
     _GET_RSEQ_CONFIGURATION: "GET_RSEQ_CONFIGURATION",
+    _GET_SYSCALL_USER_DISPATCH_CONFIG: "GET_SYSCALL_USER_DISPATCH_CONFIG",
 }
 
 O_TRACESYSGOOD, O_TRACEFORK, O_TRACEVFORK, O_TRACECLONE, O_TRACEEXEC = 1, 2, 4, 8, 16
@@ -140,6 +141,18 @@ def pending_signals(tid: int, *, shared: bool) -> list[bytes]:
         found += [room.raw[i * SIGINFO_SIZE:(i + 1) * SIGINFO_SIZE] for i in range(count)]
         if count < _PEEK_AT_ONCE:
             return found
+
+
+def dispatches_calls(tid: int) -> bool:
+    """Whether a stopped thread gets SIGSYS for its calls (PR_SET_SYSCALL_USER_DISPATCH); before Linux 6.4 always no."""
+    buffer = ctypes.create_string_buffer(32)   # mode, selector, offset, length
+    try:
+        _request(_GET_SYSCALL_USER_DISPATCH_CONFIG, tid, 32, ctypes.addressof(buffer))
+    except ProcessLookupError:
+        raise
+    except OSError:
+        return False
+    return any(buffer.raw[:8])
 
 
 def event_message(tid: int) -> int:

@@ -8,7 +8,8 @@ Traps, all met on real kernels:
 
 - ``orig_rax`` must be -1 while registers are foreign, else the kernel "restarts" an interrupted call.
 - The runner ends in ``int3``. While SIGTRAP is ignored or blocked the kernel resets its action, so it is
-  never blocked here, and who needs the action kept reads it before the first run and puts it back.
+  never blocked here, and who needs the action kept reads it before the first run and puts it back. Where a SIGTRAP
+  waits that is blocked, it has to stay so: no runner then.
 - A raw ``-ERESTARTSYS`` in rax leaks to the program when a thread leaves a syscall stop by CONT: leave by
   DETACH.
 """
@@ -24,6 +25,7 @@ from crhpc.kernel import libc, proc, ptrace, vm
 from crhpc.kernel.calls import Call
 from crhpc.kernel.libc import NR, PAGE
 
+ALL = (1 << 64) - 1
 ALL_BUT_TRAP = (1 << 64) - 1 & ~(1 << (signal.SIGTRAP - 1))
 NO_CALL = (1 << 64) - 1
 """orig_rax of a thread that is in no system call."""
@@ -90,12 +92,14 @@ class Tracee:
     ``pid`` is its process (thread group), ``tid`` the thread, both in this process's pid namespace.
     """
 
-    __slots__ = ("_base", "_instruction", "deferred", "interrupted", "pid", "registers", "tid")
+    __slots__ = ("_base", "_instruction", "careful", "deferred", "interrupted", "pid", "registers", "tid")
 
     def __init__(self, pid: int, tid: int) -> None:
         self.pid = pid
         self.tid = tid
         self.deferred: list[int] = []
+        self.careful = False
+        """Whether calls are made one by one, as a SIGTRAP waits."""
         self.registers: ptrace.Registers = None
         """What it will go on with, once that has been looked at."""
         self.interrupted: Call | None = None
@@ -319,6 +323,8 @@ class Area:
         return results
 
     def _run(self, calls: list[tuple[str, tuple[int, ...]]]) -> list[int]:
+        if self.tracee.careful:
+            return [self.tracee.call(name, *args) for name, args in calls]
         table = bytearray(_ENTRY * len(calls))
         for i, (name, args) in enumerate(calls):
             words = [arg & NO_CALL for arg in args] + [0] * (7 - len(args))

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from crhpc.image.records import U64
 from crhpc.kernel import ptrace
 from crhpc.kernel.libc import NR
-from crhpc.kernel.tracee import Batch
+from crhpc.kernel.tracee import ALL, Batch
 from crhpc.resources import Cut, Kind, Phase, at
-from crhpc.resources.context import Dump, Restore
+from crhpc.resources.context import Dump, Restore, Task
 
 ACTION_SIZE = 32
 """struct kernel_sigaction: handler, flags, restorer, mask."""
@@ -87,14 +87,18 @@ class SignalsKind(Kind):
             while task.leader.call_raw(NR["rt_sigtimedwait"], task.area.data, 0, task.area.data + 8, 8) >= 0:
                 pass
         for row in ctx.rows(PendingSignal):
-            task = ctx.tasks[row.pid]
-            (number,) = struct.unpack_from("i", row.info)
-            room = task.area.data
-            task.leader.write(room, row.info)
-            if row.tid:
-                task.threads[row.tid].call("rt_tgsigqueueinfo", row.pid, row.tid, number, room)
-            else:
-                task.call("rt_sigqueueinfo", row.pid, number, room)
+            if _number(row) != signal.SIGTRAP:
+                _queue(ctx.tasks[row.pid], row)
+
+    @at(Phase.LAST)
+    def queue_traps(self, ctx: Restore) -> None:
+        """Those that wait are blocked; the runner needed them not to be."""
+        for row in ctx.rows(PendingSignal):
+            if _number(row) == signal.SIGTRAP:
+                task = ctx.tasks[row.pid]
+                for tracee in task.threads.values():
+                    ptrace.set_signal_mask(tracee.tid, ALL)
+                _queue(task, row)
 
     @at(Phase.LAST)
     def restore_trap_action(self, ctx: Restore) -> None:
@@ -103,6 +107,19 @@ class SignalsKind(Kind):
                 task = ctx.tasks[row.pid]
                 task.leader.write(task.area.data, struct.pack("4Q", row.handler, row.flags, row.restorer, row.mask))
                 task.call("rt_sigaction", row.signal, task.area.data, 0, 8)
+
+
+def _number(row: PendingSignal) -> int:
+    return int(struct.unpack_from("i", row.info)[0])
+
+
+def _queue(task: Task, row: PendingSignal) -> None:
+    room = task.area.data
+    task.leader.write(room, row.info)
+    if row.tid:
+        task.threads[row.tid].call("rt_tgsigqueueinfo", row.pid, row.tid, _number(row), room)
+    else:
+        task.call("rt_sigqueueinfo", row.pid, _number(row), room)
 
 
 def _raw(batch: Batch, row: SignalAction | None) -> int:

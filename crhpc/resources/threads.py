@@ -10,6 +10,7 @@ kernel keeps the same for it.
 """
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import struct
 import time
@@ -21,11 +22,14 @@ from crhpc.kernel.calls import Call
 from crhpc.kernel.tracee import NO_CALL, Tracee
 from crhpc.resources import Cut, Kind, Phase, at
 from crhpc.resources.context import Dump, Restore, Task
+from crhpc.resources.questions import ROOM, Question, answer, ask
 from crhpc.resources.stubs import clone_thread
 
 PR_SET_NAME, PR_GET_TID_ADDRESS = 15, 40
 RSEQ_FLAG_UNREGISTER = 1
 _NOTHING = -1
+_ALTSTACK = Question("sigaltstack", (0, ROOM), 24)
+_CLEAR_TID = Question("prctl", (PR_GET_TID_ADDRESS, ROOM), 8)
 _XSTATE_HEADER, _TILE_DATA = 512, 1 << 18
 """Where the XSAVE header lies, whose first word says which features are in use; that of AMX tiles."""
 _USE_TILES = bytes.fromhex(
@@ -68,6 +72,11 @@ class ThreadsKind(Kind):
              "robust lists, names, signal masks, alternate signal stacks, system calls in progress")
     refused = "hardware breakpoints; shadow stacks; a process whose first thread has ended"
 
+    @at(Cut.INSPECT)
+    def ask(self, ctx: Dump) -> None:
+        ask(ctx, _ALTSTACK)
+        ask(ctx, _CLEAR_TID)
+
     @at(Cut.REGISTERS)
     def read_registers(self, ctx: Dump) -> None:
         """Before anything is borrowed; the rest follows in ``dump``."""
@@ -80,9 +89,10 @@ class ThreadsKind(Kind):
     def dump(self, ctx: Dump) -> None:
         saved = ctx.state.pop("registers")
         for task in ctx.tasks:
-            for tid, tracee in task.threads.items():
-                altstack, clear_tid = _inside(task, tracee)
-                ctx.add(Thread(pid=task.pid, tid=tid, altstack=altstack, clear_tid=clear_tid, **saved[task.pid, tid]))
+            for tid in task.threads:
+                (clear_tid,) = struct.unpack("Q", answer(ctx, task, tid, _CLEAR_TID)[1])
+                ctx.add(Thread(pid=task.pid, tid=tid, altstack=answer(ctx, task, tid, _ALTSTACK)[1],
+                               clear_tid=U64(clear_tid), **saved[task.pid, tid]))
 
     @at(Phase.THREADS)
     def clone_threads(self, ctx: Restore) -> None:
@@ -116,6 +126,8 @@ class ThreadsKind(Kind):
                 _prime(ctx.tasks[row.pid], tracee, row, ahead)
             else:
                 tracee.interrupted = _in_progress(row, ahead)
+                if (call := tracee.interrupted) is not None and row.call in calls.IN_PLACE:
+                    _write_rest(tracee, call)
 
     @at(Phase.REGISTERS)
     def set_registers(self, ctx: Restore) -> None:
@@ -147,14 +159,6 @@ def _call(tracee: Tracee, ahead: int) -> dict[str, int]:
             "until": _NOTHING if call.until is None else call.until + ahead}
 
 
-def _inside(task: Task, tracee: Tracee) -> tuple[bytes, U64]:
-    room = task.area.data
-    tracee.call("sigaltstack", 0, room)
-    tracee.call("prctl", PR_GET_TID_ADDRESS, room + 32)
-    (clear_tid,) = struct.unpack("Q", task.leader.read(room + 32, 8))
-    return task.leader.read(room, 24), U64(clear_tid)
-
-
 def _leave_critical_section(tracee: Tracee, rseq: ptrace.RseqConfiguration) -> None:
     """Move a thread out of a restartable sequence to its abort address, in the job as in the image.
 
@@ -181,6 +185,18 @@ def _in_progress(row: Thread, ahead: int) -> Call | None:
         call.moved, call.wanted = row.moved, row.wanted
     call.guarded = row.guarded
     return call
+
+
+def _write_rest(tracee: Tracee, call: Call) -> None:
+    """The rest of the time, where the kernel has left it at the cut."""
+    args = calls.arguments(tracee.registers)
+    if call.until is None or not calls.has_time(call.number, args):
+        return
+    left = call.until - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    _index, where, content = calls.with_time(call, args, left)
+    with contextlib.suppress(OSError):   # it lies where it can't be written: the thread will be watched
+        tracee.write(where, content)
+        call.kept = True
 
 
 def _prime(task: Task, tracee: Tracee, row: Thread, ahead: int) -> None:
