@@ -11,6 +11,7 @@ import re
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from functools import cmp_to_key
 from typing import Any
 
 from crhpc.kernel import libc, pidfd, proc, sockdiag
@@ -89,13 +90,15 @@ class _Names:
             elif inode in self.inet:
                 inet = self.inet[inode]
                 seen[name] = {"family": inet.family, "state": inet.state, "local": inet.local, "remote": inet.remote,
-                              "unread": inet.rqueue + self._under_way(inet)}
+                              "unread": self._unread(inet)}
         return seen
 
-    def _under_way(self, row: sockdiag.InetSocket) -> int:
-        """Bytes that the other end has sent: how many of them have arrived depends on windows, which grow."""
+    def _unread(self, row: sockdiag.InetSocket) -> int:
+        """Of a connection whether there is anything: how much has arrived already depends on windows, which grow."""
         other = self.ends.get((row.remote, row.local))
-        return other.wqueue if other is not None and row.state == sockdiag.TCP_ESTABLISHED else 0
+        if other is None or row.state != sockdiag.TCP_ESTABLISHED:
+            return row.rqueue
+        return bool(row.rqueue or other.wqueue)
 
 
 def _task(host: int, names: _Names) -> Seen:
@@ -173,6 +176,7 @@ def _backing(mapping: proc.Mapping) -> str:
 # -- descriptors ------------------------------------------------------------------------------------------
 def _descriptors(host: int, pid: int, names: _Names) -> Seen:
     numbers = proc.fds(host)
+    firsts = _firsts(host, numbers)
     seen: Seen = {}
     for fd in numbers:
         path = f"/proc/{host}/fd/{fd}"
@@ -180,7 +184,7 @@ def _descriptors(host: int, pid: int, names: _Names) -> Seen:
         info = proc.fdinfo(host, fd)
         position = 0 if link.startswith(("/dev/pts", "socket")) else info.position
         seen[f"{fd}"] = {"link": names.of(link, f"{pid}/{fd}", path), "position": position, "flags": _flags(info),
-                         "more": sorted(_more(info)), "same as": _first_same(host, fd, numbers)}
+                         "more": sorted(_more(info)), "same as": firsts[fd]}
     return seen
 
 
@@ -203,8 +207,10 @@ def _named_otherwise(link: str, path: str) -> str:
 
 def _more(info: proc.FdInfo) -> Iterator[str]:
     for name, value in info.extra:
-        if name == "tfd":   # the inode and device of the target differ
-            yield f"tfd {value.partition(' pos:')[0]}"
+        if name == "tfd":   # the inode and device of the target differ; a fired EPOLLONESHOT may wait for errors
+            number, events, data = re.sub("events:|data:", " ", value.partition(" pos:")[0]).split()
+            fired = int(events, 16) & 0x40000000 and not int(events, 16) & 0x0FFFFFE7
+            yield f"tfd {number} events {'fired' if fired else events} data {data}"
         elif name == "inotify":
             yield "inotify " + " ".join(word for word in value.split() if word.startswith(("wd:", "mask:")))
         elif name == "lock":   # told in any order; the process that has taken a flock may be gone
@@ -215,9 +221,17 @@ def _more(info: proc.FdInfo) -> Iterator[str]:
             yield f"{name} {value}"
 
 
-def _first_same(host: int, fd: int, numbers: list[int]) -> int:
-    """The lowest descriptor of the process that refers to the same open file."""
-    return next(n for n in numbers if n == fd or pidfd.kcmp(host, host, pidfd.KCMP_FILE, n, fd) == 0)
+def _firsts(host: int, numbers: list[int]) -> dict[int, int]:
+    """For each descriptor of a process the lowest that refers to the same open file."""
+    def compare(a: int, b: int) -> int:
+        return {0: a - b, 1: -1, 2: 1}[pidfd.kcmp(host, host, pidfd.KCMP_FILE, a, b)]
+
+    firsts: dict[int, int] = {}
+    last = -1
+    for fd in sorted(numbers, key=cmp_to_key(compare)):
+        same = last >= 0 and pidfd.kcmp(host, host, pidfd.KCMP_FILE, last, fd) == 0
+        last = firsts[fd] = firsts[last] if same else fd
+    return firsts
 
 
 def pages(host: int, mapping: proc.Mapping) -> int:
