@@ -1,4 +1,4 @@
-"""What prctl(2) and a few files of /proc set for a process or a thread: working directory, umask, personality and more.
+"""What prctl(2) and a few files of /proc set for a process or a thread: dumpable, personality and others.
 
 Read by remote prctl(2) calls and from ``/proc/PID``.
 """
@@ -10,7 +10,6 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from crhpc.errors import FileGone
 from crhpc.image.records import U64
 from crhpc.kernel import libc, proc
 from crhpc.kernel.namespaces import write_file
@@ -31,7 +30,6 @@ _PF_LOCAL_THROTTLE = 0x00100000
 """Of the flags in ``stat``: set by PR_SET_IO_FLUSHER alone (include/linux/sched.h)."""
 _PARENT_DEATH = Question("prctl", (_PR_GET_PDEATHSIG, ROOM), 4)
 _PERSONALITY = Question("personality", (0xFFFFFFFF,))
-_GONE = " (deleted)"
 _NAMESPACES = {"cgroup": "cgroup", "ipc": "IPC", "mnt": "mount", "net": "network", "pid": "pid", "time": "time",
                "uts": "UTS", "pid_for_children": "pid", "time_for_children": "time", "user": "user"}
 """In /proc/PID/ns, and what people call them; users last: who has one of those has it for the sake of another."""
@@ -44,9 +42,6 @@ class Attributes:
     """Of one process."""
 
     pid: int
-    directory: str = field(metadata={"path": True})
-    removed: int = field(metadata={"doc": "a number of the working directory where it has been removed, or 0"})
-    umask: int
     dumpable: int
     subreaper: bool
     thp_disabled: int
@@ -70,11 +65,10 @@ class ThreadAttributes:
 class AttributesKind(Kind):
     name = "attributes"
     records = (Attributes, ThreadAttributes)
-    saved = ("working directory (also a removed one, as a new removed one), umask, dumpable, child subreaper, "
-             "transparent huge pages off, memory merging, MDWE, coredump filter, AMX permission; of every thread "
-             "parent-death signal, personality, I/O flusher")
-    refused = ("a root directory or a namespace of its own; as a plain user, what is not dumpable. PR_SET_PTRACER, "
-               "core scheduling cookies and the cgroup are not saved: a restarted job is where the restart is")
+    saved = ("dumpable, child subreaper, transparent huge pages off, memory merging, MDWE, coredump filter, AMX "
+             "permission; of every thread parent-death signal, personality, I/O flusher")
+    refused = ("a namespace of its own; as a plain user, what is not dumpable. PR_SET_PTRACER, core scheduling cookies "
+               "and the cgroup are not saved: a restarted job is where the restart is")
 
     @at(Cut.INSPECT)
     def inspect(self, ctx: Dump) -> None:
@@ -85,8 +79,6 @@ class AttributesKind(Kind):
             if os.getuid() not in (0, os.stat(f"/proc/{task.host}/fd").st_uid):   # proc(5), /proc/PID
                 raise ctx.refuse("a process that may not be looked into", task,
                                  "run it without prctl(PR_SET_DUMPABLE, 0)")
-            if os.readlink(f"/proc/{task.host}/root") != "/":
-                raise ctx.refuse("a root directory of its own (chroot)", task, "run it without chroot")
             for host, names in _places(task):
                 for name in names:
                     if _namespace(host, name) != ours[name.removesuffix("_for_children")]:
@@ -103,17 +95,6 @@ class AttributesKind(Kind):
                 # who may not set it is spared the look
                 flusher = os.getuid() == 0 and bool(proc.stat(task.host, tracee.tid).flags & _PF_LOCAL_THROTTLE)
                 ctx.add(ThreadAttributes(task.pid, tid, death, U64(personality), flusher))
-
-    @at(Phase.CHECK)
-    def check(self, ctx: Restore) -> None:
-        for row in ctx.rows(Attributes):
-            if not (row.removed or ctx.pod.private(row.directory) or row.directory.startswith("/proc/")):
-                try:
-                    os.stat(ctx.pod.outside(row.directory) + "/.")
-                except PermissionError:   # the task has more rights in its pod
-                    continue
-                except OSError as error:
-                    ctx.problems.append(_not_entered(ctx, row, error))
 
     @at(Phase.SPACE)
     def set_huge_pages(self, ctx: Restore) -> None:
@@ -134,12 +115,7 @@ class AttributesKind(Kind):
     def restore(self, ctx: Restore) -> None:
         for row in ctx.rows(Attributes):
             task = ctx.tasks[row.pid]
-            if row.removed:
-                _enter_removed(ctx, task, row)
-            else:
-                _enter(ctx, task, row)
             with task.area.batch() as batch:
-                batch.call("umask", row.umask)
                 batch.call("prctl", _PR_SET_CHILD_SUBREAPER, row.subreaper)
                 if row.merging:
                     batch.call("prctl", _PR_SET_MEMORY_MERGE, 1, 0, 0, 0)
@@ -196,52 +172,6 @@ def _process(ctx: Dump, task: Task) -> Attributes:
     with contextlib.suppress(OSError):   # a CPU without AMX
         task.call("arch_prctl", _ARCH_GET_XCOMP_PERM, room + 8)
     reaper, permitted = struct.unpack("ixxxxQ", task.leader.read(room, 16))
-    directory, removed = _directory(task)
     return Attributes(
-        task.pid, directory, removed, proc.status(task.host).number("Umask", 8), got[_PR_GET_DUMPABLE], bool(reaper),
-        got[_PR_GET_THP_DISABLE], bool(got.get(_PR_GET_MEMORY_MERGE)), got.get(_PR_GET_MDWE, 0),
-        int(proc.read(f"/proc/{task.host}/coredump_filter") or b"0", 16), U64(permitted))
-
-
-def _directory(task: Task) -> tuple[str, int]:
-    """The working directory; for one that has been removed its old name, and its inode number."""
-    link = f"/proc/{task.host}/cwd"
-    path, stat = os.readlink(link), os.stat(link)
-    if path.endswith(_GONE):
-        try:
-            removed = not os.path.samestat(os.stat(f"/proc/{task.host}/root{path}"), stat)
-        except OSError:
-            removed = True
-        if removed:
-            return path.removesuffix(_GONE), stat.st_ino
-    return path, 0
-
-
-# -- restore --------------------------------------------------------------------------------------------
-def _enter(ctx: Restore, task: Task, row: Attributes) -> None:
-    try:
-        with task.area.batch() as batch:
-            batch.call("chdir", batch.string(row.directory))
-    except OSError as error:
-        raise _not_entered(ctx, row, error) from None
-
-
-def _not_entered(ctx: Restore, row: Attributes, error: OSError) -> FileGone:
-    return FileGone(image=ctx.image, path=row.directory, why=f"cannot be entered ({error.strerror})", pid=row.pid,
-                    program="its working directory")
-
-
-def _enter_removed(ctx: Restore, task: Task, row: Attributes) -> None:
-    """A new directory that is removed too, where the old one was if that can be; the same for all that were in it."""
-    made: dict[int, Task] = ctx.state.setdefault("removed directories", {})
-    if row.removed in made:
-        with task.area.batch() as batch:
-            batch.call("chdir", batch.string(f"/proc/{made[row.removed].pid}/cwd"))
-        return
-    made[row.removed] = task
-    for path in (row.directory, os.path.join(ctx.pod.temporary, "removed")):
-        with contextlib.suppress(OSError), task.area.batch() as batch:
-            batch.call("mkdir", batch.string(path), 0o700)
-            batch.call("chdir", batch.string(path))
-            batch.call("rmdir", batch.string(path))
-            return
+        task.pid, got[_PR_GET_DUMPABLE], bool(reaper), got[_PR_GET_THP_DISABLE], bool(got.get(_PR_GET_MEMORY_MERGE)),
+        got.get(_PR_GET_MDWE, 0), int(proc.read(f"/proc/{task.host}/coredump_filter") or b"0", 16), U64(permitted))

@@ -6,7 +6,8 @@ to the pod's first process. So where a process stands in the session of an ances
 one of its forebears has ended. The plan has such a forebear play its part again: a stand-in is born in the right
 session below the right process, has the child, and ends. Sessions whose leader has ended get a stand-in for
 that leader. What /proc does not tell is the session that a leader was born into, which shows only in
-children from before its setsid(2): what fits is searched.
+children from before its setsid(2): what fits is searched. Tables that processes share are shared at birth: by who has
+the table, for itself or for its own parent (CLONE_PARENT).
 
 *Above* and *below* are meant as they were at birth, with the stand-ins.
 """
@@ -21,6 +22,7 @@ FIRST = 1
 """The pod's first process: its own session, and the parent of whoever has no other."""
 
 _MOST_CHOICES = 4096
+_NONE: Mapping[int, Mapping[int, int]] = {}
 
 
 class Relations(Protocol):
@@ -51,6 +53,10 @@ class Birth:
     pid: int
     creator: int
     leads: bool = False
+    beside: bool = False
+    """It becomes a child of its creator's parent."""
+    flags: int = 0
+    """Of clone(2): the tables that it shares with its creator."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +80,12 @@ class Plan:
     """Ids that nobody of the tree has."""
 
 
-def plan(rows: Iterable[Relations], avoid: Iterable[int] = ()) -> Plan:
+def plan(rows: Iterable[Relations], avoid: Iterable[int] = (), tables: Mapping[int, Mapping[int, int]] = _NONE) -> Plan:
     """How a tree can be born again.
 
     Args:
         avoid: ids that no stand-in may have.
+        tables: for flags of clone(2), which table each process has that has one together with others.
 
     Raises:
         NoLineage: it can't.
@@ -92,7 +99,7 @@ def plan(rows: Iterable[Relations], avoid: Iterable[int] = ()) -> Plan:
     first: NoLineage | None = None
     for born_into in itertools.islice(_choices(known), _MOST_CHOICES):
         try:
-            return _Descent(known, born_into).plan(avoid)
+            return _Descent(known, born_into, tables).plan(avoid)
         except NoLineage as error:
             first = first or error
     assert first is not None
@@ -148,8 +155,10 @@ def _forebears(known: Mapping[int, Relations], pid: int) -> Iterator[int]:
 class _Descent:
     """Who begets whom, under one assumption on the sessions that leaders were born into."""
 
-    def __init__(self, known: Mapping[int, Relations], born_into: Mapping[int, int]) -> None:
+    def __init__(self, known: Mapping[int, Relations], born_into: Mapping[int, int],
+                 tables: Mapping[int, Mapping[int, int]]) -> None:
         self.known = known
+        self.tables = tables
         self.birth_session = {row.pid: row.session if row.session != row.pid else born_into.get(row.pid, 0)
                               for row in known.values()}
         self.heirs: dict[int, list[int]] = {}
@@ -157,6 +166,7 @@ class _Descent:
         for row in known.values():
             if not self._direct(row):
                 self.heirs.setdefault(self.birth_session[row.pid], []).append(row.parent)
+        self._born: list[int] = []
         self._above: dict[int, list[int]] = {FIRST: []}
         self._open: set[int] = set()
 
@@ -212,16 +222,37 @@ class _Descent:
         ends: list[tuple[int, End]] = []
         for pid, depth in depths.items():
             creator, row = self.creator(pid), self.known.get(pid)
+            maker, flags = self._maker(pid, creator, row)
             born = pid
             if row is not None and row.parent != creator:
                 born = next(plan.spare)
-                below.setdefault(born, []).append(Birth(pid, born))
+                below.setdefault(born, []).append(Birth(pid, born, flags=flags))
             if born != pid or row is None:
                 ends.append((depth, End(born, creator, row.parent if row is not None else FIRST)))
-            below[creator].append(Birth(born, creator))
+            below[maker].append(Birth(born, maker, beside=maker != creator, flags=flags))
         plan.births = list(self._in_order(below))
         plan.ends = [end for _, end in sorted(ends, key=lambda item: -item[0])]
         return plan
+
+    def _maker(self, pid: int, creator: int, row: Relations | None) -> tuple[int, int]:
+        """Who has it, so that it gets the tables that it shares, and the flags for that."""
+        wanted = {flag: group[pid] for flag, group in self.tables.items() if pid in group}
+        known = [flag for flag, table in wanted.items() if any(self._has(other, flag, table) for other in self._born)]
+        self._born.append(pid)
+        for maker in (creator, *self._born[:-1]):
+            sibling = row is not None and maker in self.known and self.known[maker].parent == row.parent == creator
+            if maker == creator or (sibling and self._is_near(pid, maker)):
+                flags = [flag for flag in wanted if self._has(maker, flag, wanted[flag])]
+                if flags == known:
+                    return maker, sum(flags)
+        raise NoLineage(pid, "it shares tables with processes that are neither its parent nor its siblings")
+
+    def _has(self, pid: int, flag: int, table: int) -> bool:
+        return self.tables[flag].get(pid) == table
+
+    def _is_near(self, pid: int, sibling: int) -> bool:
+        """Whether a sibling is, or was at its birth, in the session that a process is born into."""
+        return self.birth_session[pid] in (0, self.known[sibling].session, self.birth_session[sibling])
 
     def _in_order(self, below: Mapping[int, list[Birth]]) -> Iterator[Birth]:
         """Creators first; of a session's leader, the children from before it was one first."""

@@ -46,10 +46,10 @@ def _stub(host: int, pid: int, instruction: int, stack: int | None = None) -> Ta
     return Task(pid, host, leader, {pid: leader})
 
 
-def clone_stub(parent: Task, pid: int, *, thread: int = 0, exit_signal: int = signal.SIGCHLD) -> Task:
-    """A child of a stub, or of one of its threads."""
+def clone_stub(parent: Task, pid: int, *, thread: int = 0, exit_signal: int = signal.SIGCHLD, flags: int = 0) -> Task:
+    """A child of a stub, or of one of its threads; with CLONE_PARENT among the flags of its parent."""
     tracee = parent.threads[thread or parent.pid]
-    host = _clone(parent, tracee, pid, 0, exit_signal)
+    host = _clone(parent, tracee, pid, flags, 0 if flags & clone.CLONE_PARENT else exit_signal)
     return _stub(host, pid, tracee.instruction)
 
 

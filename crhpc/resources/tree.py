@@ -16,10 +16,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from crhpc.errors import PASSING, ImageDamaged, OtherMachine
-from crhpc.kernel import proc
+from crhpc.kernel import clone, proc
 from crhpc.resources import Cut, Kind, Phase, at, stubs
 from crhpc.resources.context import Dump, Restore, Task
-from crhpc.resources.lineage import FIRST, End, NoLineage, Plan, plan
+from crhpc.resources.lineage import FIRST, Birth, End, NoLineage, Plan, plan
+from crhpc.resources.sharing import TABLES, SharedTable, sharers
 
 _P_PID, _WNOHANG, _WSTOPPED, _WCONTINUED, _WNOWAIT, _WALL = 1, 1, 2, 8, 0x1000000, 0x40000000
 _SIGINFO_SIZE = 128
@@ -60,12 +61,14 @@ class TreeKind(Kind):
     @at(Cut.INSPECT)
     def inspect(self, ctx: Dump) -> None:
         rows = ctx.state["processes"] = [*_rows(ctx)]
+        tables = {flag: {ctx.pod_pid(host): first.pid for host, first in sharers(ctx, table).items()}
+                  for table, (_kind, flag) in TABLES.items()}
         try:
-            plan(rows)
+            _plan(rows, tables)
         except NoLineage as error:
             task = next((task for task in [*ctx.tasks, *ctx.zombies] if task.pid == error.pid), ctx.tasks[0])
             raise ctx.refuse(f"the place in the process tree ({error})", task,
-                             "let it start a session of its own (setsid)") from None
+                             "let it start a session of its own (setsid), and share no tables with others") from None
 
     @at(Cut.COLLECT)
     def dump(self, ctx: Dump) -> None:
@@ -80,8 +83,12 @@ class TreeKind(Kind):
         zombies = {row.pid for row in rows if row.zombie}
         if any(row.parent in zombies for row in rows):
             raise ImageDamaged(image=ctx.image, what="a process has a parent that has ended")
+        tables: dict[int, dict[int, int]] = {}
+        for shared in ctx.rows(SharedTable):
+            if shared.table in TABLES:
+                tables.setdefault(TABLES[shared.table][1], {})[shared.pid] = shared.first
         try:
-            ctx.state["plan"] = plan(rows, avoid=[row.thread for row in rows])
+            ctx.state["plan"] = _plan(rows, tables)
         except NoLineage as error:
             raise ImageDamaged(image=ctx.image, what=f"process {error.pid}: {error}") from None
 
@@ -102,7 +109,7 @@ class TreeKind(Kind):
             if birth.leads:
                 _lead_session(ctx, ctx.tasks[birth.pid])
             else:
-                ctx.tasks[birth.pid] = _bear(ctx, birth.pid, birth.creator, rows.get(birth.pid))
+                ctx.tasks[birth.pid] = _bear(ctx, birth, rows.get(birth.pid))
         _join_groups(ctx, rows, births.spare)
         for end in births.ends:
             _end_stand_in(ctx, end)
@@ -122,6 +129,17 @@ class TreeKind(Kind):
                     task.call("getpid")   # its parent hears of it when it runs
                 elif not row.report and row.parent != FIRST:
                     ctx.tasks[row.parent].call("waitid", _P_PID, row.pid, 0, _WSTOPPED | _WNOHANG | _WALL, 0)
+
+
+def _plan(rows: list[Process], tables: dict[int, dict[int, int]]) -> Plan:
+    """Sharers are given with the first that has the table; that one has it too."""
+    whole = {flag: group | {first: first for first in group.values()} for flag, group in tables.items()}
+    planned = plan(rows, avoid=[row.thread for row in rows], tables=whole)
+    signals = {row.pid: row.exit_signal for row in rows}
+    for birth in planned.births:
+        if birth.beside and signals[birth.pid] != signals[birth.creator]:   # CLONE_PARENT: the creator's
+            raise NoLineage(birth.pid, "it shares tables with a sibling that has another exit signal")
+    return planned
 
 
 # -- dump -----------------------------------------------------------------------------------------------
@@ -180,16 +198,16 @@ def _reports(ctx: Dump, rows: Iterable[Process]) -> Iterator[tuple[int, int]]:
 
 
 # -- restore --------------------------------------------------------------------------------------------
-def _bear(ctx: Restore, pid: int, creator: int, row: Process | None) -> Task:
-    if creator == FIRST:
-        return stubs.fork_stub(ctx, pid)
-    parent = ctx.tasks[creator]
-    if row is None or row.parent != creator:
-        return stubs.clone_stub(parent, pid)
-    thread = row.thread or creator
+def _bear(ctx: Restore, birth: Birth, row: Process | None) -> Task:
+    if birth.creator == FIRST:
+        return stubs.fork_stub(ctx, birth.pid)
+    parent = ctx.tasks[birth.creator]
+    if row is None or row.parent != birth.creator:
+        return stubs.clone_stub(parent, birth.pid, flags=birth.flags | (clone.CLONE_PARENT if birth.beside else 0))
+    thread = row.thread or birth.creator
     if thread not in parent.threads:
         parent.threads[thread] = stubs.clone_thread(parent, thread)
-    return stubs.clone_stub(parent, pid, thread=thread, exit_signal=row.exit_signal)
+    return stubs.clone_stub(parent, birth.pid, thread=thread, exit_signal=row.exit_signal, flags=birth.flags)
 
 
 def _lead_session(ctx: Restore, task: Task) -> None:

@@ -27,12 +27,6 @@ def test_a_namespace_of_a_thread_is_refused(refused):
     assert "a network namespace of its own" in str(error)
 
 
-def test_a_root_directory_of_its_own_is_refused(refused):
-    first = "" if _ROOT else f"call('unshare', {_NEWUSER}), "
-    error = refused(forking(f"fork(lambda: ({first}os.chroot('/tmp')))"))
-    assert "a root directory of its own" in str(error)
-
-
 @pytest.mark.skipif(_ROOT, reason="root sees it all the same")
 def test_what_is_not_dumpable_is_refused_to_a_plain_user(refused):
     error = refused(forking("fork(lambda: call('prctl', 4, 0))"))

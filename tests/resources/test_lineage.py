@@ -64,7 +64,7 @@ def carried_out(planned: Plan) -> Model:
         if birth.leads:
             model.setsid(birth.pid)
         else:
-            model.fork(birth.creator, birth.pid)
+            model.fork(birth.creator, birth.pid, beside=birth.beside)
     for end in planned.ends:
         assert model.parent[end.pid] == end.creator
         model.subreapers = {end.heir} - {FIRST}
@@ -129,6 +129,57 @@ def test_who_needs_no_help_gets_none() -> None:
 def test_a_deep_tree_needs_no_deep_stack() -> None:
     rows = [Row(pid, pid - 1, 1, 1) for pid in range(2, 3000)]
     assert len(plan(rows).births) == len(rows)
+
+
+# -- tables ------------------------------------------------------------------------------------------
+FILES, FS = 0x400, 0x200
+
+
+def tables_of(planned: Plan) -> dict[int, dict[int, int]]:
+    """Which table each process has after a plan, by flag; tables are named by who had them first."""
+    found: dict[int, dict[int, int]] = {FILES: {FIRST: FIRST}, FS: {FIRST: FIRST}}
+    for birth in planned.births:
+        for flag, having in found.items():
+            if not birth.leads:
+                having[birth.pid] = having[birth.creator] if birth.flags & flag else birth.pid
+    return found
+
+
+def alike(tables: dict[int, int], pids: set[int]) -> set[frozenset[int]]:
+    """Who shares with whom."""
+    return {frozenset(pid for pid in pids if tables.get(pid, pid) == tables.get(other, other)) for other in pids}
+
+
+@settings(max_examples=300, deadline=None, database=None)
+@given(histories, st.lists(st.tuples(st.sampled_from([FILES, FS]), _number, _number), max_size=4))
+def test_who_is_to_share_does_so_and_nobody_else(history: list[tuple[str, int]],
+                                                 shares: list[tuple[int, int, int]]) -> None:
+    """Not all that is asked for here can have come about; what is planned is right."""
+    rows = lived(history).rows()
+    tables: dict[int, dict[int, int]] = {FILES: {}, FS: {}}
+    for flag, a, b in shares if rows else []:
+        first, second = rows[a % len(rows)].pid, rows[b % len(rows)].pid
+        tables[flag][first] = tables[flag][second] = tables[flag].get(first, first)
+    try:
+        planned = plan(rows, tables=tables)
+    except NoLineage:
+        return
+    got, pids = tables_of(planned), {row.pid for row in rows}
+    for flag in (FILES, FS):
+        assert alike(got[flag], pids) == alike(tables[flag], pids)
+    assert relations(carried_out(planned)) == set(rows)
+
+
+@pytest.mark.parametrize(("rows", "tables"), [
+    ([Row(2, 1, 1, 1), Row(3, 2, 1, 1), Row(4, 3, 1, 1)], {FILES: {2: 2, 3: 2, 4: 2}, FS: {3: 3, 4: 3}}),
+    ([Row(2, 1, 1, 1), Row(3, 2, 3, 3), Row(4, 2, 3, 3), Row(5, 2, 3, 3)],
+     {FILES: {3: 3, 4: 3}, FS: {3: 3, 4: 3, 5: 3}}),
+    ([Row(2, 1, 1, 1), Row(3, 1, 1, 1)], {FS: {2: 2, 3: 2}}),
+])
+def test_parents_and_siblings_can_share(rows: list[Row], tables: dict[int, dict[int, int]]) -> None:
+    got = tables_of(plan(rows, tables=tables))
+    for flag, wanted in tables.items():
+        assert alike(got[flag], {row.pid for row in rows}) == alike(wanted, {row.pid for row in rows})
 
 
 GOOD = [Row(2, 1, 2, 2), Row(3, 2, 2, 3), Row(4, 3, 2, 3)]

@@ -19,7 +19,6 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cmp_to_key
-from itertools import pairwise
 from typing import Any, ClassVar
 
 from crhpc.errors import OtherMachine
@@ -27,6 +26,7 @@ from crhpc.kernel import descriptors, pidfd, proc
 from crhpc.kernel.tracee import Tracee
 from crhpc.resources import Cut, Kind, Phase, at
 from crhpc.resources.context import Dump, OpenFile, Restore, Task
+from crhpc.resources.sharing import SharedTable, sharers, threads_apart
 
 O_PATH = 0o10000000
 STATUS_FLAGS = os.O_APPEND | os.O_NONBLOCK | os.O_ASYNC | os.O_DIRECT | os.O_NOATIME
@@ -107,11 +107,14 @@ class FilesKind(Kind):
     name = "files"
     records = (File, Descriptor)
     saved = "descriptor tables, sharing of open files by dup and fork, flags, offsets, owners, close-on-exec"
-    refused = "descriptor tables shared by several processes, or of a thread's own (clone or unshare with CLONE_FILES)"
+    refused = "a descriptor table of a thread's own (unshare with CLONE_FILES)"
 
     @at(Cut.INSPECT)
     def inspect(self, ctx: Dump) -> None:
-        _check_tables(ctx)
+        for task in ctx.tasks:
+            if threads_apart(task, "files"):
+                raise ctx.refuse("a thread with a descriptor table of its own", task,
+                                 "run it without unshare(CLONE_FILES)")
         files = _OpenFiles(ctx)
         kinds = file_kinds()
         owners: dict[int, FileKind] = {}
@@ -173,8 +176,10 @@ class FilesKind(Kind):
     @at(Phase.STATE)
     def close_control(self, ctx: Restore) -> None:
         """Nothing is passed any more."""
-        for task in ctx.tasks.values():
-            task.call("close", ctx.control_number)
+        shared = {row.pid for row in ctx.rows(SharedTable) if row.table == "files"}
+        for pid, task in ctx.tasks.items():
+            if pid not in shared:
+                task.call("close", ctx.control_number)
 
     @at(Phase.STATE)
     def set_flags(self, ctx: Restore) -> None:
@@ -196,23 +201,6 @@ def holder(ctx: Restore, number: int) -> Task:
 
 
 # -- dump -----------------------------------------------------------------------------------------------
-def _check_tables(ctx: Dump) -> None:
-    """Refuse tables that are not each one process's."""
-    def compare(a: Task, b: Task) -> int:
-        return {0: 0, 1: -1, 2: 1}[pidfd.kcmp(a.host, b.host, pidfd.KCMP_FILES)]
-
-    ordered = sorted(ctx.tasks, key=cmp_to_key(compare))
-    for before, task in pairwise(ordered):
-        if compare(before, task) == 0:
-            raise ctx.refuse(f"a descriptor table that it shares with pid {before.pid}", task,
-                             "start processes without CLONE_FILES")
-    for task in ctx.tasks:
-        for tracee in task.threads.values():
-            if tracee.tid != task.host and pidfd.kcmp(task.host, tracee.tid, pidfd.KCMP_FILES) != 0:
-                raise ctx.refuse("a thread with a descriptor table of its own", task,
-                                 "run it without unshare(CLONE_FILES)")
-
-
 class _OpenFiles:
     """Gathers descriptions, each once; more may be found on the way while they are walked."""
 
@@ -223,8 +211,9 @@ class _OpenFiles:
 
     def of_tasks(self) -> Iterator[OpenFile]:
         """Every description of the tasks, then those that ``add_carried`` was given meanwhile."""
+        shared = sharers(self.ctx, "files")
         for task in self.ctx.tasks:
-            for fd in proc.fds(task.host):
+            for fd in proc.fds(task.host) if task.host not in shared else ():
                 file = self._add(task, fd, task)
                 file.holders.append((task, fd))
         at = 0
