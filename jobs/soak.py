@@ -2,8 +2,8 @@
 
 Each round runs a job under ``crhpc run``, ends every process with SIGKILL at random moments, starts the same command
 line again each time, and compares all that the job has written with what an uninterrupted run writes, which depends
-on neither the MPI nor the transport. The rounds cover every MPI, with its own transports and over TCP only, and every job. Prints a table; the exit code is 0
-only if every round ended right.
+on neither the MPI nor the transport. The rounds cover every MPI, with its own transports and over TCP only, and every
+job. Prints a table; the exit code is 0 only if every round ended right.
 """
 from __future__ import annotations
 

@@ -33,7 +33,8 @@ def answers(programs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 @pytest.mark.parametrize("transport", ["default", "tcp"])
 @pytest.mark.parametrize("name", list(ALL))
 def test_killed_twice_and_resumed(*, name: str, transport: str, job_name: str, programs: Path,
-                                  answers: dict[str, Answer], crhpc: NewJob, chance: random.Random, repetition: int) -> None:
+                                  answers: dict[str, Answer], crhpc: NewJob, chance: random.Random,
+                                  repetition: int) -> None:
     mpi = installed(ALL[name]())
     run = prepared(mpi.over_tcp() if transport == "tcp" else mpi, job_name, programs, steps=STEPS)
     job = crhpc(run.argv, run.mpi.environment)
