@@ -57,12 +57,12 @@ def kcmp(pid1: int, pid2: int, kind: int, index1: int = 0, index2: int = 0) -> i
     return libc.syscall("kcmp", pid1, pid2, kind, index1, index2)
 
 
-def is_epoll_target(pid: int, epoll_pid: int, epoll_fd: int, target_fd: int, nth: int, candidate: int) -> bool:
-    """Whether ``candidate`` of ``pid`` is the open file that an epoll instance watches.
+def compare_epoll_target(pid: int, epoll_pid: int, epoll_fd: int, target_fd: int, nth: int, candidate: int) -> int:
+    """How ``candidate`` of ``pid`` compares to the open file that an epoll instance watches, as ``kcmp`` tells it.
 
     Args:
         target_fd: the number under which the file was added.
         nth: which of several files added under that same number.
     """
     slot = ctypes.create_string_buffer(struct.pack("III", epoll_fd, target_fd, nth))
-    return kcmp(pid, epoll_pid, KCMP_EPOLL_TFD, candidate, ctypes.addressof(slot)) == 0
+    return kcmp(pid, epoll_pid, KCMP_EPOLL_TFD, candidate, ctypes.addressof(slot))

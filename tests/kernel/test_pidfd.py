@@ -114,7 +114,11 @@ def test_what_an_epoll_instance_watches():
     """) as subject:
         poll, number, first, second = subject.numbers()
         found = {nth: [name for name, fd in (("first", first), ("second", second))
-                       if pidfd.is_epoll_target(subject.pid, subject.pid, poll, number, nth, fd)] for nth in (0, 1)}
+                       if pidfd.compare_epoll_target(subject.pid, subject.pid, poll, number, nth, fd) == 0]
+                 for nth in (0, 1)}
         assert sorted(found.values()) == [["first"], ["second"]]
+        order = pidfd.kcmp(subject.pid, subject.pid, KCMP_FILE, first, second)
+        second_watched = 0 if found[0] == ["second"] else 1
+        assert pidfd.compare_epoll_target(subject.pid, subject.pid, poll, number, second_watched, first) == order
         with pytest.raises(FileNotFoundError, match="kcmp"):
-            pidfd.is_epoll_target(subject.pid, subject.pid, poll, number, 2, first)
+            pidfd.compare_epoll_target(subject.pid, subject.pid, poll, number, 2, first)

@@ -94,6 +94,10 @@ def _keeps_all(record: StandardStream, fd: int) -> bool:
 
 
 def _stream(file: OpenFile, ctx: Dump) -> int:
+    if "standard streams' inodes" not in ctx.state:
+        ctx.state["standard streams' inodes"] = {os.fstat(fd).st_ino for fd in ctx.pod.stdio}
+    if file.stat.st_ino not in ctx.state["standard streams' inodes"]:
+        return -1
     for stream, fd in enumerate(ctx.pod.stdio):
         if pidfd.kcmp(os.getpid(), file.task.host, pidfd.KCMP_FILE, fd, file.fd) == 0:
             return stream
