@@ -217,6 +217,8 @@ def _more(info: proc.FdInfo) -> Iterator[str]:
             _index, kind, advisory, access, host, _inode, start, end = value.split()
             owner = _number(int(host)) if kind == "POSIX" else ""
             yield f"lock {kind} {advisory} {access} {owner} {start} {end}"
+        elif name == "NSpid":
+            yield f"NSpid {value.split()[-1]}"
         elif name in _FDINFO and name not in ("Pid",):
             yield f"{name} {value}"
 
