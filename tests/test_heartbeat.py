@@ -110,7 +110,7 @@ def test_an_agent_leaves_before_it_is_taken_for_lost(monitor, agent):
     begun = time.monotonic()
     assert left.gone.wait(10)
     assert time.monotonic() - begun >= LIMIT * OWN_SHARE * 0.9
-    assert monitor.turn() == [0]   # it has gone: the end of its connection is here
+    assert turn_until(monitor, lambda: not monitor.connected) == [0]
 
 
 def test_a_silent_agent_is_lost():
