@@ -122,9 +122,18 @@ def _task(host: int, names: _Names) -> Seen:
     seen["timers"] = re.sub(rb"notify: (\S+)/(pid|tid)\.(\d+)",
                             lambda m: b"%s/%s.%d" % (m[1], m[2], _number(int(m[3]))), seen["timers"])
     seen["threads"] = {f"{_inner(host, tid)}": _thread(host, tid) for tid in proc.threads(host)}
+    for task in (seen, *seen["threads"].values()):
+        for name in ("SigPnd", "ShdPnd"):
+            task[name] = _but_timers(task.get(name), seen["timers"])
     seen["fds"] = _descriptors(host, pid, names)
     seen["mappings"] = _mappings(proc.smaps(host))
     return seen
+
+
+def _but_timers(pending: str | None, timers: bytes) -> int:
+    """Signals that wait, but for those of timers: their clock goes on while a restart makes ready."""
+    fire = {14, 26, 27, *map(int, re.findall(rb"signal: (\d+)/", timers))}   # those of setitimer(2)
+    return int(pending or "0", 16) & ~sum(1 << (number - 1) for number in fire)
 
 
 def _read(path: str) -> bytes:

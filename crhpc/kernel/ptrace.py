@@ -44,6 +44,7 @@ SIGINFO_SIZE = 128
 
 _XSTATE_ROOM = 64 << 10   # AMX tiles need 8 KiB, all of today's features below 12 KiB
 _PEEK_SHARED = 1
+_SI_TIMER = -2
 _PEEK_AT_ONCE = 32
 
 
@@ -141,6 +142,12 @@ def pending_signals(tid: int, *, shared: bool) -> list[bytes]:
         found += [room.raw[i * SIGINFO_SIZE:(i + 1) * SIGINFO_SIZE] for i in range(count)]
         if count < _PEEK_AT_ONCE:
             return found
+
+
+def timer_of(info: bytes) -> int | None:
+    """The id of the POSIX timer that a signal is of, by its siginfo."""
+    code, timer = struct.unpack_from("8xixxxxi", info)
+    return int(timer) if code == _SI_TIMER else None
 
 
 def dispatches_calls(tid: int) -> bool:

@@ -46,10 +46,11 @@ class SignalsKind(Kind):
     name = "signals"
     records = (SignalAction, PendingSignal)
     saved = "signal actions, and pending signals of processes and threads, in order and with their siginfo"
-    refused = ""
+    refused = "the order of the signals of timers among others of the same number"
 
-    @at(Cut.REGISTERS)
+    @at(Cut.CONTENT)
     def dump_pending(self, ctx: Dump) -> None:
+        """After the timers: what has fired by then and is armed no more has left its signal."""
         for task in ctx.tasks:
             for info in ptrace.pending_signals(task.host, shared=True):
                 ctx.add(PendingSignal(task.pid, 0, info))
@@ -86,8 +87,9 @@ class SignalsKind(Kind):
             task.leader.write(task.area.data, struct.pack("QQQ", (1 << 64) - 1, 0, 0))
             while task.leader.call_raw(NR["rt_sigtimedwait"], task.area.data, 0, task.area.data + 8, 8) >= 0:
                 pass
+        timers: set[tuple[int, int | None]] = ctx.state.get("timers", set())   # they send theirs again
         for row in ctx.rows(PendingSignal):
-            if _number(row) != signal.SIGTRAP:
+            if _number(row) != signal.SIGTRAP and (row.pid, ptrace.timer_of(row.info)) not in timers:
                 _queue(ctx.tasks[row.pid], row)
 
     @at(Phase.LAST)
