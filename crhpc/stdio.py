@@ -114,6 +114,31 @@ def reconcile(fd: int, saved: SavedStream, tail_to: Path) -> str | None:
         return _bring_back(fd, reader, saved, _Now(status, path), tail_to)
 
 
+def difference(fd: int, saved: SavedStream) -> str | None:
+    """Why `reconcile` would do more than go to the right place; nothing is changed.
+
+    Raises:
+        OSError: from fstat(2) or read(2).
+    """
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    lengths = f"has {status.st_size} bytes, it had {saved.length}"
+    if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY or not saved.writable:
+        return lengths if status.st_size != saved.length and not saved.writable else None
+    now = _Now(status, os.readlink(f"/proc/self/fd/{fd}"))
+    with _readable(fd) as reader:
+        if now.size >= saved.length and _begins_as_saved(reader, saved, now):
+            return lengths if now.size > saved.length else None
+    return lengths if now.size < saved.length else "does not begin with what the job had written by the checkpoint"
+
+
+def go_on_at_end(fd: int) -> None:
+    """Leave a file as it is; what comes is added. Input stays where it is."""
+    if stat.S_ISREG(os.fstat(fd).st_mode) and fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY:
+        os.lseek(fd, 0, os.SEEK_END)
+
+
 @dataclass(frozen=True, slots=True)
 class _Now:
     """The file as the new supervisor got it."""

@@ -293,3 +293,43 @@ def test_whatever_is_left_of_the_file_the_end_is_right_or_a_warning_is_given(
         assert len(before) > limit
         assert len(left) < len(before)
         assert path.read_bytes() == left + after
+
+
+@pytest.mark.parametrize(("now", "flags", "why"), [
+    (b"one\ntwo\n", APPEND, None), (b"one\ntwo\nmore", APPEND, "has 12 bytes, it had 8"),
+    (b"one\ntwo\n", TRUNCATE, "has 0 bytes, it had 8"), (b"ONE\ntwo\n", APPEND, "does not begin with"),
+    (b"ONE\ntwo\nmore", 0, "does not begin with")])
+@pytest.mark.parametrize("limit", [stdio.CONTENTS_LIMIT, 3])
+def test_a_difference_is_told_and_nothing_is_changed(opened, tmp_path, now, flags, why, limit):
+    path = tmp_path / "out"
+    saved = saved_after(opened, path, b"one\ntwo\n", limit=limit)
+    path.write_bytes(now)
+    new = opened(path, os.O_WRONLY | flags)
+    before = path.read_bytes()
+    found = stdio.difference(new, saved)
+    assert found is None if why is None else why in found
+    assert path.read_bytes() == before and os.lseek(new, 0, os.SEEK_CUR) == 0
+
+
+def test_a_difference_of_input_and_of_what_is_no_file(opened, tmp_path):
+    path = tmp_path / "in"
+    path.write_bytes(b"input")
+    fd = opened(path, os.O_RDONLY)
+    saved = save(fd)
+    assert stdio.difference(fd, saved) is None
+    path.write_bytes(b"more input")
+    assert "has 10 bytes, it had 5" in stdio.difference(fd, saved)
+    assert stdio.difference(opened(Path(os.devnull), os.O_RDWR), saved) is None
+
+
+def test_going_on_at_the_end(opened, tmp_path):
+    path = tmp_path / "out"
+    path.write_bytes(b"what stands there")
+    fd = opened(path, os.O_WRONLY)
+    stdio.go_on_at_end(fd)
+    os.write(fd, b", and more")
+    assert path.read_bytes() == b"what stands there, and more"
+    source = opened(path, os.O_RDONLY)
+    stdio.go_on_at_end(source)
+    assert os.lseek(source, 0, os.SEEK_CUR) == 0
+    stdio.go_on_at_end(opened(Path(os.devnull), os.O_WRONLY))

@@ -75,7 +75,7 @@ class Member:
             Op.CUT: lambda: {"ends": node.cut(), "pod": node.describe()},
             Op.THAW: lambda: {"frozen": node.thaw()},
             Op.ABORT: node.abort,
-            Op.CHECK: lambda: {"plans": node.check(order["image"], pod, self.stdio, order["policy"])},
+            Op.CHECK: lambda: {"plans": node.check(order["image"], pod, order["policy"])},
             Op.BUILD: lambda: {"tasks": node.build(order["image"], pod, self.stdio, order["policy"])},
             Op.CONNECT: node.connect,
             Op.RELEASE: lambda: {**node.release(pod["last_pid"])},

@@ -162,9 +162,10 @@ class Node:
                 "last_pid": int(self.pod.request({"op": "read", "path": "/proc/sys/kernel/ns_last_pid"})["text"])}
 
     # -- restart ----------------------------------------------------------------------------------
-    def check(self, image: str, described: dict[str, Any], stdio: tuple[int, int, int],
-              policy: dict[str, Any]) -> list[str]:
+    def check(self, image: str, described: dict[str, Any], policy: dict[str, Any]) -> list[str]:
         """What ``build`` and the rest would do to the user's files, a line each; nothing is made.
+
+        The standard streams are left out: those of a restart are its own.
 
         Args:
             as for ``build``.
@@ -172,10 +173,10 @@ class Node:
         Raises:
             CrhpcError: it can't be restarted here.
         """
-        with self._restarting(image), Image(image) as opened:
+        with self._restarting(image), Image(image) as opened, open(os.devnull, "rb+", buffering=0) as nothing:
             files = FilePolicy.from_message(policy)
             _check_description(image, described)
-            context = Pod(os.getpid(), files.path(described["temporary"]), stdio=stdio)
+            context = Pod(os.getpid(), files.path(described["temporary"]), stdio=(nothing.fileno(),) * 3)
             return preview(opened.node(self.number), Path(image), context, self.kinds, self.warn, files)
 
     def build(self, image: str, described: dict[str, Any], stdio: tuple[int, int, int],

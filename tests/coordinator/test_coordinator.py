@@ -356,7 +356,7 @@ def test_a_dry_run_asks_every_node_and_makes_nothing(again):
     assert told == {"op": "checked", "image": "/images/image-1", "tasks": again.store.job("/images/image-1")["tasks"],
                     "plans": ["the same everywhere", *(f"of rank {rank}" for rank in range(size))]}
     for rank, node in enumerate(again.nodes):
-        assert node.arguments["check"] == {"image": "/images/image-1", "stdio": (0, 1, 2), "policy": policy,
+        assert node.arguments["check"] == {"image": "/images/image-1", "policy": policy,
                                            "described": {"of": rank, "last_pid": 100 + rank}}
     assert states(again) == {"empty"}
 

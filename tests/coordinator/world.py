@@ -128,9 +128,8 @@ class FakeNode:
         if self.state == "frozen":
             self.state = "running"
 
-    def check(self, image: str, described: dict[str, Any], stdio: tuple[int, int, int],
-              policy: dict[str, Any]) -> list[str]:
-        self._enter("check", "empty", image=image, described=described, stdio=stdio, policy=policy)
+    def check(self, image: str, described: dict[str, Any], policy: dict[str, Any]) -> list[str]:
+        self._enter("check", "empty", image=image, described=described, policy=policy)
         return ["the same everywhere", f"of rank {self.rank}"]
 
     def build(self, image: str, described: dict[str, Any], stdio: tuple[int, int, int],

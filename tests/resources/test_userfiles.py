@@ -353,7 +353,7 @@ def dry_run(image: Path, policy: FilePolicy | None = None) -> tuple[list[str], l
     warnings: list[str] = []
     node = Node(0, memory=64 << 20, level=1, warn=warnings.append)
     described = read_manifest(image).job["pods"]["0"]
-    return node.check(str(image), described, (0, 1, 2), (policy or FilePolicy()).to_message()), warnings
+    return node.check(str(image), described, (policy or FilePolicy()).to_message()), warnings
 
 
 def test_a_dry_run_tells_what_would_be_done(holding):

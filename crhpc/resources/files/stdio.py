@@ -12,11 +12,13 @@ import stat as modes
 from dataclasses import dataclass, field
 
 from crhpc import stdio
+from crhpc.errors import FileChanged
+from crhpc.filepolicy import Files
 from crhpc.kernel import pidfd
 from crhpc.kernel.libc import PAGE
 from crhpc.resources import Cut, Phase, at
 from crhpc.resources.context import Dump, OpenFile, Restore
-from crhpc.resources.files import File, FileKind
+from crhpc.resources.files import Descriptor, File, FileKind
 
 _STANDARD_ERROR = 2
 
@@ -72,12 +74,27 @@ class StdioKind(FileKind):
     def restore(self, record: StandardStream, file: File, ctx: Restore) -> int:
         return os.dup(ctx.pod.stdio[record.stream])
 
+    @at(Phase.CHECK)
+    def check(self, ctx: Restore) -> None:
+        """Only with ``--files strict`` a difference is a reason to refuse."""
+        for record in ctx.rows(StandardStream):
+            if record.regular and record.stream != _STANDARD_ERROR and ctx.policy.files is Files.STRICT:
+                fd = ctx.pod.stdio[record.stream]
+                why = stdio.difference(fd, _saved(ctx, record))
+                if why:
+                    pid = next((row.pid for row in ctx.rows(Descriptor) if row.file == record.id), 0)
+                    ctx.problems.append(FileChanged(
+                        image=ctx.image, path=os.readlink(f"/proc/self/fd/{fd}"), why=why, pid=pid,
+                        program="a standard stream", cure="redirect to the file that it was (>>), or --files rollback"))
+
     @at(Phase.LAST)
     def bring_back(self, ctx: Restore) -> None:
         """As late as can be: a restart that fails must leave the user's files alone."""
         for record in ctx.rows(StandardStream):
             fd = ctx.open_files[record.id]
-            if record.regular and not _keeps_all(record, fd):
+            if record.regular and record.writable and ctx.policy.files is Files.KEEP:
+                stdio.go_on_at_end(fd)
+            elif record.regular and not _keeps_all(record, fd):
                 tail = ctx.image.parent / f"{ctx.image.name}.tail-{os.path.basename(record.path)}"
                 line = stdio.reconcile(fd, _saved(ctx, record), tail)
                 if line:
