@@ -2,8 +2,8 @@
 
 MPI libraries keep state there (segments, session directories, rendezvous files), open or not, so the trees
 are saved whole, whatever modes they have, and rebuilt as they were, the order of each listing too where the
-file system keeps one. Modes come late: until then all is open to the agent. Sockets are made again by
-whoever binds them.
+file system keeps one. Modes and times come late: until then all is open to the agent. Sockets are made again by
+whoever is bound to them; those that nobody is bound to any more are left over, and come back as that.
 """
 from __future__ import annotations
 
@@ -24,28 +24,30 @@ class PrivateFile:
     """An entry of a private directory; rows are in the order in which the entries are made again."""
 
     path: str = field(metadata={"path": True})
-    type: str = field(metadata={"doc": "d directory, f file, l symbolic link, p fifo"})
+    type: str = field(metadata={"doc": "d directory, f file, l symbolic link, p fifo, s socket, c or b device"})
+    device: int = field(metadata={"doc": "number of a device; else 0"})
     mode: int
     uid: int
     gid: int
     target: str = field(metadata={"doc": "of a symbolic link"})
     size: int
+    mtime: int = field(metadata={"doc": "nanoseconds"})
     shared_object: int = field(metadata={"ref": "shared_file.id", "doc": "the contents; -1: no regular file"})
 
 
 class PlacesKind(Kind):
     name = "places"
     records = (PrivateFile,)
-    saved = "the trees of the pod's /dev/shm and of the job's $TMPDIR: directories, files, links, fifos"
-    refused = "extended attributes and access control lists are not saved"
+    saved = ("the trees of the pod's /dev/shm and of the job's $TMPDIR: directories, files, links, hard links, fifos, "
+             "sockets, devices, with modes, owners and times. Extended attributes and access control lists are not "
+             "saved")
+    refused = ""
 
     @at(Cut.COLLECT)
     def dump(self, ctx: Dump) -> None:
         for place in (ctx.pod.shm, ctx.pod.temporary):
             for path in _walk(ctx, ctx.pod.outside(place)):
-                row = _entry(ctx, path.removeprefix(ctx.pod.root))
-                if row is not None:
-                    ctx.add(row)
+                ctx.add(_entry(ctx, path.removeprefix(ctx.pod.root)))
 
     @at(Phase.POD)
     def restore(self, ctx: Restore) -> None:
@@ -60,10 +62,14 @@ class PlacesKind(Kind):
         """What a directory holds before the directory, which may then be closed."""
         for row in reversed(ctx.rows(PrivateFile)):
             path = ctx.pod.outside(row.path)
+            if row.type == "s" and not os.path.lexists(path):   # nobody has bound it by now
+                os.mknod(path, modes.S_IFSOCK | 0o600)
             with contextlib.suppress(PermissionError):
                 os.chown(path, row.uid, row.gid, follow_symlinks=False)
             if row.type != "l":
                 os.chmod(path, row.mode)
+            if row.type != "f":   # whose time came with its contents
+                os.utime(path, ns=(row.mtime, row.mtime), follow_symlinks=False)
 
 
 def _walk(ctx: Dump, top: str) -> Iterator[str]:
@@ -86,21 +92,18 @@ def _walk(ctx: Dump, top: str) -> Iterator[str]:
                 folders.append(entry.path)
 
 
-def _entry(ctx: Dump, path: str) -> PrivateFile | None:
+_TYPES = {modes.S_IFDIR: "d", modes.S_IFREG: "f", modes.S_IFLNK: "l", modes.S_IFIFO: "p", modes.S_IFSOCK: "s",
+          modes.S_IFCHR: "c", modes.S_IFBLK: "b"}
+
+
+def _entry(ctx: Dump, path: str) -> PrivateFile:
     outside = ctx.pod.outside(path)
     stat = os.lstat(outside)
-    target, number, kind = "", -1, ""
-    if modes.S_ISDIR(stat.st_mode):
-        kind = "d"
-    elif modes.S_ISLNK(stat.st_mode):
-        kind, target = "l", os.readlink(outside)
-    elif modes.S_ISFIFO(stat.st_mode):
-        kind = "p"
-    elif modes.S_ISREG(stat.st_mode):
-        kind, number = "f", ctx.object(stat.st_dev, stat.st_ino, path, deleted=False).id
-    if not kind:
-        return None
-    return PrivateFile(path, kind, modes.S_IMODE(stat.st_mode), stat.st_uid, stat.st_gid, target, stat.st_size, number)
+    kind = _TYPES[modes.S_IFMT(stat.st_mode)]
+    target = os.readlink(outside) if kind == "l" else ""
+    number = ctx.object(stat.st_dev, stat.st_ino, path, deleted=False).id if kind == "f" else -1
+    return PrivateFile(path, kind, stat.st_rdev, modes.S_IMODE(stat.st_mode), stat.st_uid, stat.st_gid, target,
+                       stat.st_size, stat.st_mtime_ns, number)
 
 
 def _make(ctx: Restore, row: PrivateFile, made: dict[int, str]) -> None:
@@ -113,6 +116,10 @@ def _make(ctx: Restore, row: PrivateFile, made: dict[int, str]) -> None:
         os.mkdir(path, 0o700)
     elif row.type == "p":
         os.mkfifo(path, 0o600)
+    elif row.type in ("c", "b"):
+        os.mknod(path, (modes.S_IFCHR if row.type == "c" else modes.S_IFBLK) | 0o600, row.device)
+    elif row.type == "s":
+        return
     elif row.shared_object in made:
         os.link(made[row.shared_object], path)
     else:
