@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     report = Report(verbose=args.verbose)
     with JobDirectory.take(args.dir) as directory:
         _clear(directory)
-        state, found = directory.read_state(), resume.look(directory.path)
+        state, found = resume.moved(directory.read_state(), resume.look(directory.path), _policy(args))
         images = resume.candidates(args.resume, state, found, command, directory.path)
         if not images:
             return _supervise(directory, _starting(command, found), args, report)
@@ -64,12 +64,12 @@ def restart(args: argparse.Namespace) -> int:
     report = Report(verbose=args.verbose)
     with JobDirectory.take(path.parent if is_image else path) as directory:
         _clear(directory)
-        state, found = directory.read_state(), resume.look(directory.path)
+        state, found = resume.moved(directory.read_state(), resume.look(directory.path), _policy(args))
         report.hold()
         try:
             if is_image:
                 verify_apart(path)
-                image = resume.look_at(path)
+                image = resume.moved(None, [resume.look_at(path)], _policy(args))[1][0]
             else:
                 images = resume.to_restart(state, found)
                 image = resume.newest_usable(images, verify_apart, report.say, directory.path)
@@ -79,10 +79,13 @@ def restart(args: argparse.Namespace) -> int:
 
 
 def _supervise(directory: JobDirectory, task: Task, args: argparse.Namespace, report: Report) -> int:
-    policy = FilePolicy(args.files, args.map)
     options = Options(every=args.every, keep=args.keep, wait_all=args.wait_all, memory=args.memory,
-                      level=args.level, policy=policy, dry_run=args.dry_run)
+                      level=args.level, policy=_policy(args), dry_run=args.dry_run)
     return Supervisor(directory, task, options, report).run()
+
+
+def _policy(args: argparse.Namespace) -> FilePolicy:
+    return FilePolicy(args.files, args.map)
 
 
 def _clear(directory: JobDirectory) -> None:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
 from crhpc import errors
+from crhpc.filepolicy import FilePolicy
 from crhpc.image.format import image_name, image_numbers, read_manifest
 from crhpc.jobdir import JobState
 
@@ -70,6 +71,15 @@ def look_at(path: Path, number: int = 0) -> Found:
         return Found(manifest.number, path, str(job["id"]), command, float(job["started"]), manifest.created)
     except (errors.CrhpcError, KeyError, TypeError, ValueError):
         return Found(number, path, None)
+
+
+def moved(state: JobState | None, found: Sequence[Found], policy: FilePolicy) -> tuple[JobState | None, list[Found]]:
+    """The same, with working directories where they are by now (``--map``)."""
+    def there(image: Found) -> Found:
+        command = image.command
+        return image if command is None else replace(image, command=Command(command.argv, policy.path(command.cwd)))
+
+    return state and replace(state, cwd=policy.path(state.cwd)), [there(image) for image in found]
 
 
 def candidates(mode: Mode, state: JobState | None, found: Sequence[Found], command: Command,

@@ -22,6 +22,7 @@ from typing import Any
 
 from crhpc import stdio
 from crhpc.channel import Channel, ChannelClosed
+from crhpc.filepolicy import FilePolicy
 from crhpc.image.format import image_name, image_numbers, new_temporary, read_manifest
 
 SCRIPT: dict[str, Any] = json.loads(os.environ.get("CRHPC_TEST_AGENT", "{}"))
@@ -63,7 +64,8 @@ class Agent:
         if message["op"] == "restart":
             image = Path(message["image"])
             manifest = read_manifest(image)
-            self.about, environment = manifest.job, dict(os.environ)
+            policy = FilePolicy.from_message(message.get("policy", {}))
+            self.about, environment = manifest.job | {"cwd": policy.path(manifest.job["cwd"])}, dict(os.environ)
             environment["CRHPC_TEST_LINES"] = str(self.bring_back(image, manifest.stats))
         else:
             self.about = message["job"]

@@ -607,6 +607,20 @@ def test_file_options_reach_the_agent_at_a_restart(space):
     assert done.returncode == 1
 
 
+def test_a_job_whose_directory_has_moved_is_the_same_job(space):
+    """The same command line, in the new place, and --map."""
+    (space.path / "old").mkdir()
+    words = ["--", "sh", "-c", "sleep 0.5; exit 1"]
+    space.call("run", *words, script={"checkpoints": 1}, cwd=space.path / "old")
+    (space.path / "old").rename(space.path / "new")
+    assert space.call("run", *words, cwd=space.path / "new").returncode == 78
+    done = space.call("run", "--map", f"{space.path}/old={space.path}/new", *words, script={"checkpoints": 1},
+                      cwd=space.path / "new")
+    assert done.returncode == 1 and "resumed from ckpt-000001" in done.stderr
+    assert json.loads((space.images / "state.json").read_text())["cwd"] == f"{space.path}/new"
+    assert space.call("run", *words, cwd=space.path / "new").returncode == 1   # from a checkpoint that was made there
+
+
 def test_a_dry_run_tells_and_changes_nothing(space):
     space.call("run", "--", "sh", "-c", "sleep 0.5; exit 1", script={"checkpoints": 1})
     before = (space.images / "state.json").read_text()

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from crhpc.coordinator.endpoints import Connection, External, match
 from crhpc.coordinator.protocol import Message, Op, Transport
 from crhpc.errors import EXIT_INTERNAL, CrhpcError, Reported, Unsupported, failed_checkpoint
+from crhpc.filepolicy import FilePolicy
 from crhpc.log import logger
 
 log = logger(__name__)
@@ -154,6 +155,8 @@ class Coordinator:
         """
         image = message["image"]
         job = self.store.job(image)
+        if "cwd" in job:
+            job = {**job, "cwd": FilePolicy.from_message(message.get("policy", {})).path(job["cwd"])}
         self._configure(message, {name: value for name, value in job.items() if name not in ("pods", "tasks")})
         began = time.monotonic()
         try:

@@ -374,6 +374,13 @@ def test_the_policy_of_files_reaches_every_node(again):
     assert [node.arguments["build"]["policy"] for node in again.nodes] == [policy] * len(again.nodes)
 
 
+def test_a_job_that_has_moved_knows_it(again):
+    policy = {"files": "keep", "moved": [["/here", "/there"]]}
+    again.coordinator.restart({"image": "/images/image-1", "directory": "/images", "every": None, "policy": policy})
+    again.checkpoint()
+    assert again.store.images["/images/image-2"]["job"]["cwd"] == "/there"
+
+
 def test_a_restarted_job_is_the_same_job(again):
     again.restart("/images/image-1")
     again.checkpoint()
