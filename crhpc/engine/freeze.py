@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 
 from crhpc.engine.scratch import map_area
-from crhpc.engine.watch import STOP_SIGNALS, let_go, watch
+from crhpc.engine.watch import STOP_SIGNALS, watch
 from crhpc.errors import CheckpointFailed, Unsupported
 from crhpc.kernel import pidfd, proc, ptrace
 from crhpc.kernel.tracee import ALL, ALL_BUT_TRAP, TaskGone, Tracee, event, find_instruction, wait
@@ -64,6 +64,7 @@ class _Freezer:
         self.known: dict[int, dict[int, bool]] = {}
         """process -> thread -> whether it stands still"""
         self.group_stopped: set[int] = set()
+        self.tracees: dict[int, Tracee] = {}
         self.gone: set[int] = set()
         """Threads that had ended when we came to them: what they have left behind may be where we had just looked."""
 
@@ -196,15 +197,21 @@ class _Freezer:
 
     def _numbered(self, pid: int, tid: int) -> tuple[int, Tracee]:
         """A thread and its number in the pod."""
-        tracee, status = self._examined(pid, tid), proc.status(pid, tid)
+        try:
+            tracee, status = self._examined(pid, tid), proc.status(pid, tid)
+        except (ProcessLookupError, FileNotFoundError):
+            raise NotStopping(f"thread {tid} of {proc.program(pid)} is being killed") from None
         waiting = status.number("SigPnd", 16) | status.number("ShdPnd", 16)
         tracee.careful = bool(waiting & ALL & ~ALL_BUT_TRAP)
         return status.inner("NSpid"), tracee
 
     def _examined(self, pid: int, tid: int) -> Tracee:
-        tracee = Tracee(pid, tid)
-        watch.examine(tracee, stopped=pid in self.group_stopped)
-        return tracee
+        """A thread that stands still, once it is known what it has been stopped in: that can be found out only once."""
+        if tid not in self.tracees:
+            tracee = Tracee(pid, tid)
+            watch.examine(tracee, stopped=pid in self.group_stopped)
+            self.tracees[tid] = tracee
+        return self.tracees[tid]
 
     def _let_go(self) -> None:
         """Those that never stopped do so now that the others run again, or some time."""
@@ -223,8 +230,11 @@ class _Freezer:
     def _let_go_still(self, pid: int, threads: dict[int, bool]) -> None:
         """Let the threads of a process go that stand still."""
         for tid in [tid for tid, still in threads.items() if still]:
-            with contextlib.suppress(ProcessLookupError):
+            try:
                 watch.go_on([self._examined(pid, tid)])
+            except ProcessLookupError:   # it is being killed
+                watch.let_go_later(Tracee(pid, tid))
+            self.tracees.pop(tid, None)
             del threads[tid]
 
 
@@ -289,10 +299,7 @@ def thaw(frozen: Frozen) -> float:
             for tracee in task.threads.values():
                 for number in tracee.deferred:
                     os.kill(task.host, number)
-    left = watch.go_on([tracee for task in frozen.tasks for tracee in task.threads.values()])
-    deadline = time.monotonic() + _LET_GO
-    while (left := [tracee for tracee in left if not let_go(tracee.tid)]) and time.monotonic() < deadline:
-        time.sleep(0.001)   # killed meanwhile: their status is on its way
+    watch.go_on([tracee for task in frozen.tasks for tracee in task.threads.values()])
     watch.resume()
     return time.monotonic() - frozen.stopped_at
 

@@ -159,22 +159,39 @@ class Watch:
         return call
 
     # -- the thaw ---------------------------------------------------------------------------------
-    def go_on(self, tracees: Iterable[Tracee]) -> list[Tracee]:
-        """Let threads go that have their registers and masks back, or watch them; those that could not be let go."""
-        left, begun = [], []
+    def go_on(self, tracees: Iterable[Tracee]) -> None:
+        """Let threads go that have their registers and masks back, or watch them."""
+        begun = []
         for tracee in tracees:
             if tracee.interrupted is not None and tracee.interrupted.watched:
                 begun.append(tracee)
-            elif not let_go(tracee.tid):
-                left.append(tracee)
-        entering = [watched for tracee in begun if (watched := self._begin(tracee)) is not None]
+            else:
+                self._let_go(tracee)
+        entering: list[_Watched] = []
+        for tracee in begun:
+            if (watched := self._begin(tracee)) is not None:
+                entering.append(watched)
+            else:
+                self._let_go(tracee)
         for watched in entering:
-            with contextlib.suppress(ProcessLookupError):
+            try:
                 self._enter(watched)
-        return left
+            except TaskGone:
+                continue
+            except ProcessLookupError:
+                self.let_go_later(watched.tracee)
+
+    def _let_go(self, tracee: Tracee) -> None:
+        try:
+            ptrace.detach(tracee.tid)
+        except ProcessLookupError:
+            self.let_go_later(tracee)
 
     def let_go_later(self, tracee: Tracee) -> None:
-        """Let a thread go that has not stopped yet, as it waits for something (vfork(2))."""
+        """Let a thread go that has not stopped yet, as in vfork(2); of one that is being killed, take the status.
+
+        Its parent does not get it before.
+        """
         self._leaving[tracee.tid] = tracee
 
     def remember(self, tracee: Tracee) -> None:
@@ -183,7 +200,7 @@ class Watch:
             self._kept[tracee.tid] = tracee.interrupted, calls.arguments(tracee.registers)
 
     def _begin(self, tracee: Tracee) -> _Watched | None:
-        """Send a thread back to its call with what is left to do, all signals blocked on the way."""
+        """Send a thread back to its call for what is left, all signals blocked on the way; None: just let it go."""
         assert tracee.interrupted is not None
         call, tid = tracee.interrupted, tracee.tid
         watched = _Watched(tracee, call, calls.arguments(tracee.registers), 0)
@@ -194,14 +211,12 @@ class Watch:
                 self._adapt(watched, registers)
             except OSError:   # its arguments can't be changed
                 self._put_back(watched, call.moved or -calls.ERESTARTNOHAND)
-                let_go(tid)
                 return None
             calls.begin_again(registers, call.number)
             ptrace.set_signal_mask(tid, ALL)
             ptrace.set_registers(tid, registers)
             ptrace.syscall(tid)
-        except ProcessLookupError:
-            let_go(tid)
+        except ProcessLookupError:   # it is being killed
             return None
         return watched
 
@@ -247,15 +262,14 @@ class Watch:
         if self._paused or self._tending:
             self._again = True
             return
-        self._tending = True
-        try:
-            self._again = True
-            while self._again:
-                self._again = False
+        self._again = True
+        while self._again:   # looked at last, when another SIGCHLD would be seen to again
+            self._tending, self._again = True, False
+            try:
                 for tid in [*self._watched, *self._leaving]:
                     self._tend(tid)
-        finally:
-            self._tending = False
+            finally:
+                self._tending = False
 
     def _tend(self, tid: int) -> None:
         try:
@@ -277,7 +291,8 @@ class Watch:
         if status is None:
             return
         if event(status) != ptrace.EVENT_STOP:
-            ptrace.cont(tid, os.WSTOPSIG(status) if event(status) == 0 else 0)
+            number = os.WSTOPSIG(status)
+            ptrace.cont(tid, number if event(status) == 0 and number != SYSCALL_STOP else 0)
             return
         tracee = self._leaving.pop(tid)
         self.examine(tracee, stopped=os.WSTOPSIG(status) in STOP_SIGNALS)
@@ -353,20 +368,6 @@ class Watch:
 
 
 watch = Watch()
-
-
-def let_go(tid: int) -> bool:
-    """Whether a thread is on its own again; one that has not stopped yet can't be let go."""
-    try:
-        ptrace.detach(tid)
-        return True
-    except ProcessLookupError:
-        with contextlib.suppress(TaskGone, ProcessLookupError):
-            status = wait(tid, block=False)
-            if status is None:
-                return False
-            ptrace.detach(tid, os.WSTOPSIG(status) if event(status) == 0 else 0)
-        return True
 
 
 def _write(tracee: Tracee, address: int, content: bytes) -> None:
