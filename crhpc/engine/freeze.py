@@ -198,12 +198,12 @@ class _Freezer:
     def _numbered(self, pid: int, tid: int) -> tuple[int, Tracee]:
         """A thread and its number in the pod."""
         try:
-            tracee, status = self._examined(pid, tid), proc.status(pid, tid)
+            tracee = self._examined(pid, tid)
+            number, waiting = proc.glance(pid, tid)
         except (ProcessLookupError, FileNotFoundError):
             raise NotStopping(f"thread {tid} of {proc.program(pid)} is being killed") from None
-        waiting = status.number("SigPnd", 16) | status.number("ShdPnd", 16)
         tracee.careful = bool(waiting & ALL & ~ALL_BUT_TRAP)
-        return status.inner("NSpid"), tracee
+        return number, tracee
 
     def _examined(self, pid: int, tid: int) -> Tracee:
         """A thread that stands still, once it is known what it has been stopped in: that can be found out only once."""

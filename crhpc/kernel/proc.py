@@ -112,6 +112,21 @@ def status(pid: int, tid: int | None = None) -> Status:
     return parse_status(read(_task(pid, tid) + "/status"))
 
 
+_GLANCE = re.compile(rb"\nNSpid:[\t0-9]*\t([0-9]+)\n.*\nSigPnd:\t([0-9a-f]+)\nShdPnd:\t([0-9a-f]+)\n", re.DOTALL)
+
+
+def glance(pid: int, tid: int) -> tuple[int, int]:
+    """A thread's innermost id, and the signals that wait for it or its process: the quick part of ``status``."""
+    fd = os.open(f"/proc/{pid}/task/{tid}/status", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        found = _GLANCE.search(os.read(fd, 1 << 16))
+    finally:
+        os.close(fd)
+    if found is None:
+        raise ProcessLookupError(3, "no such thread", f"status of thread {tid}")
+    return int(found[1]), int(found[2], 16) | int(found[3], 16)
+
+
 def _task(pid: int, tid: int | None) -> str:
     return f"/proc/{pid}" if tid is None else f"/proc/{pid}/task/{tid}"
 
@@ -165,6 +180,15 @@ def program(pid: int) -> str:
 def auxv(pid: int) -> bytes:
     """The auxiliary vector as the kernel keeps it."""
     return read(f"/proc/{pid}/auxv")
+
+
+def resident(pid: int) -> int:
+    """Bytes of a process's private memory that are there; 0 once it is gone."""
+    try:
+        _size, pages, shared = read(f"/proc/{pid}/statm").split()[:3]
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return (int(pages) - int(shared)) * 4096
 
 
 # -- mappings -----------------------------------------------------------------------------------------

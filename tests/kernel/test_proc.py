@@ -302,3 +302,11 @@ def test_posix_timers():
         assert found[silent] == proc.PosixTimer(silent, 0, 0, "none", pid, 0)
         assert found[directed] == proc.PosixTimer(directed, 41, 7, "signal/tid", pid, 1)
     assert proc.parse_timers(b"") == []
+
+
+def test_a_glance_at_a_thread_tells_what_its_status_does():
+    pid = os.getpid()
+    status = proc.status(pid, pid)
+    assert proc.glance(pid, pid) == (status.inner("NSpid"), status.number("SigPnd", 16) | status.number("ShdPnd", 16))
+    with pytest.raises((FileNotFoundError, ProcessLookupError)):
+        proc.glance(1 << 30, 1 << 30)
