@@ -57,7 +57,8 @@ class Channel:
         try:
             if fds:
                 sent = socket.send_fds(self.socket, [frame], list(fds), socket.MSG_NOSIGNAL)
-                self.socket.sendall(frame[sent:], socket.MSG_NOSIGNAL)
+                if sent < len(frame):   # nothing more would fail where the other side has read it all and left
+                    self.socket.sendall(frame[sent:], socket.MSG_NOSIGNAL)
             else:
                 self.socket.sendall(frame, socket.MSG_NOSIGNAL)
         except (BrokenPipeError, ConnectionError) as error:
