@@ -80,7 +80,7 @@ class Channel:
             message = json.loads(body)
             if not isinstance(message, dict):
                 raise ChannelClosed("a frame that is no object")
-        except (ConnectionError, ValueError) as error:
+        except (ConnectionError, ValueError, RecursionError) as error:
             for fd in fds:
                 os.close(fd)
             raise ChannelClosed(str(error)) from None
