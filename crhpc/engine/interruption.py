@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from crhpc.kernel import calls, proc, ptrace, transfers, vm
 from crhpc.kernel.calls import Call
+from crhpc.kernel.libc import NR
 from crhpc.kernel.tracee import Tracee
-from crhpc.kernel.waiting import Asleep, Clocks, Waiting, waiting
+from crhpc.kernel.waiting import Asleep, Clocks, Waiting, restarted, waiting
 
 _WORTH_A_LOOK = 5 * 10**6
 """Nanoseconds: a shorter time may well start anew."""
@@ -23,39 +24,46 @@ class Look:
     """A call that waits for some time, seen while it did."""
 
     at: Waiting
+    number: int
+    """Of the call, also where the kernel calls it restart_syscall."""
     time: int
     """All of it, in nanoseconds."""
     asleep: Asleep
 
-    def is_of(self, tracee: Tracee, number: int, args: tuple[int, ...]) -> bool:
+    def is_of(self, tracee: Tracee, args: tuple[int, ...]) -> bool:
         """Whether a thread that has stopped has been in this very call ever since."""
         registers = tracee.registers
-        if (number, args, registers.rsp, registers.rip) != (
-                self.at.number, self.at.arguments, self.at.stack, self.at.instruction):
+        if self.at != Waiting(int(registers.orig_rax), args, int(registers.rsp), int(registers.rip)):
             return False
         # The stop itself is the one time more that it has gone to sleep.
         switches = proc.status(tracee.pid, tracee.tid).number("voluntary_ctxt_switches")
         return switches == self.asleep.switches + 1
 
 
-def look(init: int, but: Container[int]) -> dict[int, Look]:
+def look(init: int, watched: Container[int], kept: Container[int]) -> dict[int, Look]:
     """Since when the threads below a pod's first process have been waiting for some time, by thread.
 
     Args:
-        but: threads of which that is known.
+        watched, kept: threads of which that is known; of these, while the kernel calls it restart_syscall.
     """
     found: dict[int, Look] = {}
     clocks = Clocks()
     for pid in proc.descendants(init):
         for tid in proc.threads(pid):
-            seen = None if tid in but else waiting(pid, tid)
-            if seen is None or not calls.has_time(seen.number, seen.arguments) or (
-                    calls.writes_rest(seen.number, seen.arguments)):
+            seen = None if tid in watched else waiting(pid, tid)
+            if seen is None:
+                continue
+            number: int | None = seen.number
+            if number == NR["restart_syscall"]:
+                number = None if tid in kept else restarted(pid, tid, seen.arguments)
+            if number is None or not calls.has_time(number, seen.arguments):
+                continue
+            if calls.writes_rest(number, seen.arguments) and number == seen.number:
                 continue
             with contextlib.suppress(OSError):
-                whole = calls.time_to_wait(seen.number, seen.arguments, reader(tid))
+                whole = calls.time_to_wait(number, seen.arguments, reader(tid))
                 if whole is not None and whole >= _WORTH_A_LOOK and (asleep := clocks.asleep(pid, tid)):
-                    found[tid] = Look(seen, whole, asleep)
+                    found[tid] = Look(seen, number, whole, asleep)
     return found
 
 
@@ -103,7 +111,7 @@ def end_of_time(tracee: Tracee, number: int, args: tuple[int, ...], seen: Look |
     left = calls.time_left(number, args, memory) if written else None
     if left is not None:
         return moment + left
-    if seen is not None and seen.is_of(tracee, number, args):
+    if seen is not None and seen.is_of(tracee, args):
         return seen.asleep.since + seen.time
     whole = calls.time_to_wait(number, args, memory)
     if whole is None:

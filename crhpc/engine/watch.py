@@ -63,7 +63,8 @@ class Watch:
     def look(self, init: int) -> None:
         """See what the threads of a pod wait for, shortly before it is stopped."""
         self.tend()
-        self._looks = look(init, self._watched)
+        self._kept = {tid: known for tid, known in self._kept.items() if os.path.exists(f"/proc/{tid}")}
+        self._looks = look(init, self._watched, self._kept)
 
     def pause(self) -> None:
         """From here on all stops are the freeze's."""
@@ -145,15 +146,17 @@ class Watch:
     def _keep(self, tracee: Tracee, kept: tuple[Call, tuple[int, ...]] | None, seen: Look | None) -> Call | None:
         """A call whose rest of the time the kernel keeps; None where nobody knows which it was."""
         registers = tracee.registers
-        args = calls.arguments(registers)
-        if registers.orig_rax != NR["restart_syscall"]:
-            call = Call(int(registers.orig_rax), kept=True)
-            with contextlib.suppress(OSError):
-                call.until = end_of_time(tracee, call.number, args, seen)
-        elif kept is not None and kept[1] == args:
+        number, args = int(registers.orig_rax), calls.arguments(registers)
+        if number == NR["restart_syscall"] and kept is not None and kept[1] == args:
             call = kept[0]
         else:
-            return None
+            if number == NR["restart_syscall"]:
+                if seen is None or not seen.is_of(tracee, args):
+                    return None
+                number = seen.number
+            call = Call(number, kept=True)
+            with contextlib.suppress(OSError):
+                call.until = end_of_time(tracee, number, args, seen)
         registers.orig_rax = call.number
         self._kept[tracee.tid] = call, args
         return call

@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 
 from crhpc.kernel import proc
+from crhpc.kernel.libc import NR, PAGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,25 @@ def waiting(pid: int, tid: int) -> Waiting | None:
         return parse_syscall(proc.read(f"/proc/{pid}/task/{tid}/syscall"))
     except OSError:
         return None
+
+
+def restarted(pid: int, tid: int, arguments: tuple[int, ...]) -> int | None:
+    """The call that a thread is in when the kernel says restart_syscall(2); None where that can't be told.
+
+    It has been stopped before, by job control, say. Its arguments are there still, and ``wchan`` shows where it sleeps;
+    what makes it sleep again is called last by the kernel, and leaves no name of its own.
+    """
+    try:
+        place = proc.read(f"/proc/{pid}/task/{tid}/wchan").decode()
+    except OSError:
+        return None
+    if place.startswith("futex"):
+        return NR["futex"]
+    if "poll" in place:
+        return NR["poll"]
+    if "nanosleep" in place or place == "do_syscall_64":
+        return NR["clock_nanosleep" if arguments[0] < PAGE else "nanosleep"]   # a clock or an address
+    return None
 
 
 def parse_sched(content: bytes) -> tuple[int, int] | None:

@@ -356,3 +356,31 @@ def test_a_handler_ends_a_wait_also_after_a_stop(pod, run, call):
         os.kill(program.host, signal.SIGUSR1)
     assert [program.hear(), program.hear()] == ["signal", "-1 4"]
     assert untraced(pod)
+
+
+CONTINUED = """
+libc = ctypes.CDLL(None, use_errno=True)
+say("ready")
+begin = time.monotonic()
+result = libc.CALL
+say(result, ctypes.get_errno(), time.monotonic() - begin >= 1.2)
+wait()
+"""
+
+
+@pytest.mark.parametrize(("call", "result"), [
+    ("usleep(1200000)", "0 0"), ("poll(None, 0, 1200)", "0 0"),
+    ("syscall(35, (ctypes.c_long * 2)(1, 200000000), None)", "0 0"),
+    ("syscall(202, bytes(8), 0, 0, (ctypes.c_long * 2)(1, 200000000), None, 0)", "-1 110")],
+    ids=["usleep", "poll", "nanosleep", "futex"])
+def test_a_call_that_the_kernel_had_begun_again_before_we_came(job, call, result):
+    """The number of the call is nowhere to be seen then (restart_syscall(2)), but where the thread sleeps is."""
+    job.start(CONTINUED.replace("CALL", call))
+    job.hear()
+    until(lambda: state(job.node.root_host) == "S", "it does not wait")
+    os.kill(job.node.root_host, signal.SIGSTOP)
+    until(lambda: state(job.node.root_host) == "T", "it does not stop")
+    os.kill(job.node.root_host, signal.SIGCONT)
+    until(lambda: state(job.node.root_host) == "S", "it does not go on")
+    job.restart(job.checkpoint(stop=True))
+    assert job.hear() == f"{result} True"
