@@ -14,9 +14,11 @@ import signal
 import site
 import socket
 import struct
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from select import POLLIN, poll
 
@@ -26,14 +28,35 @@ from crhpc.channel import Channel
 AGENT = "crhpc.agent"
 _OF_AN_OUTER_MPI = ("PMI_", "PMI2_", "PMIX_", "OMPI_COMM_", "OMPI_WORLD_", "PRTE_", "HYDRA_", "HYDI_",
                     "MPI_LOCAL", "GFORKER_")
+_FOR_AGENTS = ("CRHPC_SUPERVISOR", "CRHPC_SECRET", "CRHPC_MONITOR", "CRHPC_PATIENCE", "CRHPC_LOG", "PYTHONPATH")
+"""What Open MPI has to be asked to pass on."""
 _KEPT_OUTPUT = 16 << 10
 _PIPE_READ = 64 << 10
 
 
-def agent_command(environment: Mapping[str, str]) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How and where the agents are started."""
+
+    hosts: tuple[str, ...] = ()
+    """In the order of their ranks; none: on this host alone."""
+    launcher: str = "mpiexec"
+    """How mpiexec reaches other hosts: ``mpiexec`` as it likes, ``srun``, ``ssh``, or a program like ssh."""
+    monitor: str = ""
+    """Where the agents show that they live (crhpc.heartbeat)."""
+    patience: float = 0.0
+
+
+ALONE = Launch()
+
+
+def agent_command(environment: Mapping[str, str], launch: Launch = ALONE) -> list[str]:
     """How the agents are started: with $CRHPC_MPIEXEC, else the mpiexec beside this Python, else alone.
 
     An empty $CRHPC_MPIEXEC asks for no launcher: one agent without mpiexec (an MPI singleton).
+
+    Raises:
+        errors.LaunchFailed: there is no launcher for several hosts.
     """
     agent = [sys.executable, "-P", "-m", AGENT]
     chosen = environment.get("CRHPC_MPIEXEC")
@@ -42,21 +65,57 @@ def agent_command(environment: Mapping[str, str]) -> list[str]:
     else:
         beside = shutil.which("mpiexec", path=os.path.dirname(sys.executable))
         launcher = [beside] if beside else []
+    if len(launch.hosts) > 1:
+        if not launcher:
+            raise errors.LaunchFailed(launcher="nothing", why="agents on several hosts need an mpiexec",
+                                      cure="pip install 'crhpc[mpi]', or set CRHPC_MPIEXEC to your site's")
+        return [*launcher, *_over_hosts(launcher, launch), "-n", str(len(launch.hosts)), *agent]
     return [*launcher, "-n", "1", *agent] if launcher else agent
 
 
-def agent_environment(environment: Mapping[str, str], supervisor: str, secret: str) -> dict[str, str]:
+def _over_hosts(launcher: Sequence[str], launch: Launch) -> list[str]:
+    """Options of mpiexec for one process on each host."""
+    if _is_open_mpi(launcher):
+        options = ["--host", ",".join(f"{host}:1" for host in launch.hosts), "--map-by", "ppr:1:node", "--bind-to",
+                   "none"]
+        for name in _FOR_AGENTS:
+            options += ["-x", name]
+        return options
+    reach = {"mpiexec": [], "srun": ["-launcher", "slurm"], "ssh": ["-launcher", "ssh"]}
+    way = reach.get(launch.launcher, ["-launcher", "ssh", "-launcher-exec", launch.launcher])
+    return [*way, "-hosts", ",".join(launch.hosts), "-ppn", "1"]
+
+
+def _is_open_mpi(launcher: Sequence[str]) -> bool:
+    """Whether it is Open MPI's mpiexec rather than Hydra, which MPICH, Intel MPI and MVAPICH have."""
+    try:
+        said = subprocess.run([*launcher, "--version"], stdin=subprocess.DEVNULL, capture_output=True, timeout=20,
+                              check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return any(word in said for word in (b"Open MPI", b"OpenRTE", b"PRRTE", b"prte"))
+
+
+def agent_environment(environment: Mapping[str, str], supervisor: str, secret: str,
+                      launch: Launch = ALONE) -> dict[str, str]:
     """The agents' environment: the user's without the traces of an outer MPI launch, and where to report."""
     kept = {name: value for name, value in environment.items() if not name.startswith(_OF_AN_OUTER_MPI)}
-    return with_this_package(kept) | {
+    ours = with_this_package(kept) | {
         "CRHPC_SUPERVISOR": supervisor,
         "CRHPC_SECRET": secret,
-        # One agent, on this machine: within a Slurm allocation MPICH's mpiexec would look for srun.
-        "HYDRA_LAUNCHER": "fork",
+        "CRHPC_MONITOR": launch.monitor,
+        "CRHPC_PATIENCE": str(launch.patience),
         # Open MPI's mpiexec refuses root without both; they concern our agents only, never the job.
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
     }
+    if len(launch.hosts) < 2:
+        # One agent, on this machine: within a Slurm allocation MPICH's mpiexec would look for srun.
+        return ours | {"HYDRA_LAUNCHER": "fork"}
+    if launch.launcher == "mpiexec":
+        return ours
+    way = {"srun": "srun", "ssh": "ssh"}.get(launch.launcher, launch.launcher)
+    return ours | {"OMPI_MCA_plm_rsh_agent": way, "PRTE_MCA_plm_ssh_agent": way}
 
 
 def with_this_package(environment: Mapping[str, str]) -> dict[str, str]:
@@ -153,15 +212,15 @@ class Child:
             os.close(fd)
 
 
-def launch_agents(environment: Mapping[str, str], supervisor: str, secret: str) -> Child:
-    """Start the agents; they connect to the abstract socket ``supervisor`` and say hello.
+def launch_agents(environment: Mapping[str, str], supervisor: str, secret: str, launch: Launch = ALONE) -> Child:
+    """Start the agents; the first connects to the abstract socket ``supervisor`` and says hello.
 
     Raises:
         errors.LaunchFailed: the launcher can't be started.
     """
-    command = agent_command(environment)
+    command = agent_command(environment, launch)
     try:
-        return Child(command, agent_environment(environment, supervisor, secret), session=True,
+        return Child(command, agent_environment(environment, supervisor, secret, launch), session=True,
                      echo=bool(environment.get("CRHPC_LOG")))
     except OSError as error:
         raise errors.LaunchFailed(launcher=Path(command[0]), why=error.strerror or error,
