@@ -62,8 +62,9 @@ class _Names:
         self.init = init
         self.known: dict[str, str] = {}
         self.unix = sockdiag.unix_sockets()
-        self.inet = {row.inode: row for protocol in (6, 17) for row in sockdiag.inet_sockets(protocol)}
-        self.ends = {(row.local, row.remote): row for row in sockdiag.inet_sockets(6)}
+        rows = [row for protocol in (6, 17) for row in sockdiag.inet_sockets(protocol)]
+        self.inet = {row.inode: row for row in rows if row.inode}
+        self.ends = {(row.local, row.remote): row for row in rows}
 
     def of(self, link: str, first: str, path: str) -> str:
         """Such as ``pipe:3/5``: what was first seen as descriptor 5 of process 3.
@@ -88,17 +89,27 @@ class _Names:
                               "shutdown": row.shutdown, "waiting": len(row.waiting)}
                 seen[name] |= {"backlog": row.backlog} if row.state == sockdiag.TCP_LISTEN else {"unread": row.queued}
             elif inode in self.inet:
-                inet = self.inet[inode]
-                seen[name] = {"family": inet.family, "state": inet.state, "local": inet.local, "remote": inet.remote,
-                              "unread": self._unread(inet)}
+                seen[name] = self._inet(self.inet[inode])
         return seen
 
-    def _unread(self, row: sockdiag.InetSocket) -> int:
-        """Of a connection whether there is anything: how much has arrived already depends on windows, which grow."""
+    def _inet(self, row: sockdiag.InetSocket) -> Seen:
+        """Of a connection, what is unread or under way in both directions together: where it is changes with windows,
+        which grow. Whether the other end has said that it knows of a direction's end (FIN_WAIT1, FIN_WAIT2) does too.
+        """
+        state = sockdiag.TCP_FIN_WAIT2 if row.state == sockdiag.TCP_FIN_WAIT1 else row.state
+        seen = {"family": row.family, "state": state, "local": row.local, "remote": row.remote,
+                "shutdown": row.shutdown, "device": row.interface}
+        if row.state == sockdiag.TCP_LISTEN:
+            return seen | {"waiting": row.rqueue, "backlog": row.wqueue}
         other = self.ends.get((row.remote, row.local))
-        if other is None or row.state != sockdiag.TCP_ESTABLISHED:
-            return row.rqueue
-        return bool(row.rqueue or other.wqueue)
+        ended = sockdiag.TCP_CLOSE_WAIT
+        if other is None or (not other.inode and other.state not in (sockdiag.TCP_ESTABLISHED, ended)):
+            left = other.wqueue if other is not None and row.state != ended else 0   # of an end that is closed
+            return seen | {"unread": row.rqueue + left}
+        ends = [row, other] if other is not row else [row]
+        sent = any(end.wqueue for end in ends)
+        under_way = sum(end.acknowledged + end.wqueue - end.received for end in ends) - 1 if sent else 0
+        return seen | {"unread": sum(end.rqueue for end in ends) + under_way}
 
 
 def _task(host: int, names: _Names) -> Seen:

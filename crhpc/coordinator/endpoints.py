@@ -5,7 +5,9 @@ import ipaddress
 from dataclasses import dataclass
 from typing import Any
 
-_LISTEN, _CLOSE_WAIT = 10, 8
+_LISTEN = 10
+_ENDED = (8, 9, 11)
+"""CLOSE_WAIT, LAST_ACK, CLOSING: the other end has closed its direction (netinet/tcp.h)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,8 @@ def match(ends: dict[int, list[dict[str, Any]]]) -> tuple[list[Connection], list
     Each node has loopback addresses of its own: such ends are paired within the node.
 
     Args:
-        ends: of each node, rows of file, state, local and remote address, pid and program.
+        ends: of each node, rows of file, state, local and remote address, pid and program; ``stranger`` where a program
+            of the node's, outside the job, still has the other end.
     """
     rows = [_End(node, row, _name(row["local"]), _name(row["remote"]))
             for node, of_node in ends.items() for row in of_node]
@@ -73,7 +76,9 @@ def match(ends: dict[int, list[dict[str, Any]]]) -> tuple[list[Connection], list
         if others:
             connections.append(Connection(*end.key, *others[0].key))
             done |= {end.key, others[0].key}
-        elif end.row["state"] == _CLOSE_WAIT or _is_accepted_by(end, listening):
+        elif end.local == end.remote:   # connected to itself
+            connections.append(Connection(*end.key, *end.key))
+        elif (end.row["state"] in _ENDED and not end.row.get("stranger")) or _is_accepted_by(end, listening):
             connections.append(Connection(*end.key, -1, -1))
         else:
             outside.append(External(*end.key, end.local, end.remote, end.row["pid"], end.row["program"]))

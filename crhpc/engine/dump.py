@@ -14,7 +14,7 @@ from crhpc.kernel.tracee import Tracee
 from crhpc.log import Steps, logger
 from crhpc.resources import Cut, Kind, run_steps
 from crhpc.resources.context import Dump, Pod, Task, table_name
-from crhpc.resources.files.inet import endpoints
+from crhpc.resources.files.tcp import endpoints
 
 log = logger(__name__)
 

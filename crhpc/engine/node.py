@@ -24,7 +24,7 @@ from crhpc.kernel import proc
 from crhpc.log import Steps, logger
 from crhpc.resources import kinds
 from crhpc.resources.context import Dump, Pod
-from crhpc.resources.files.inet import endpoints
+from crhpc.resources.files.tcp import endpoints
 
 log = logger(__name__)
 
@@ -89,6 +89,7 @@ class Node:
         self.steps = Steps()
         with self._explained(directory):
             self._writer = ShardWriter(Path(directory), self.number, level=self.level, memory=self.memory)
+        self._writer.prepare(sum(proc.resident(host) for host in proc.descendants(self.pod.pid)) if self.pod else 0)
 
     def freeze(self) -> int:
         """Stop every thread of the pod; how many tasks there are.

@@ -77,6 +77,104 @@ def peek_messages(sock: socket.socket) -> list[Message]:
             raise
 
 
+# -- datagrams from the network ---------------------------------------------------------------------------
+_IP_PKTINFO, _IP_RECVTTL, _IP_RECVTOS, _IP_TOS, _IP_TTL = 8, 12, 13, 1, 2
+_IPV6_RECVPKTINFO, _IPV6_PKTINFO, _IPV6_RECVHOPLIMIT, _IPV6_HOPLIMIT, _IPV6_RECVTCLASS, _IPV6_TCLASS = (
+    49, 50, 51, 52, 66, 67)
+_LARGEST_DATAGRAM = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Datagram:
+    """A datagram with what its header tells."""
+
+    data: bytes
+    sender: tuple[Any, ...]
+    """As the socket module gives it."""
+    destination: str = ""
+    """The address that it was sent to; a mapped one (RFC 4291, 2.5.5.2) for IPv4 to a socket of IPv6."""
+    ttl: int = -1
+    tos: int = -1
+
+
+@contextlib.contextmanager
+def _headers_told(sock: socket.socket) -> Iterator[None]:
+    """Let recvmsg(2) tell what the headers say; what the program asks for is put back."""
+    options = [(socket.IPPROTO_IP, name) for name in (_IP_PKTINFO, _IP_RECVTTL, _IP_RECVTOS)]
+    if sock.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN) == socket.AF_INET6:
+        options += [(socket.IPPROTO_IPV6, name) for name in (_IPV6_RECVPKTINFO, _IPV6_RECVHOPLIMIT, _IPV6_RECVTCLASS)]
+    before = [sock.getsockopt(*option) for option in options]
+    try:
+        for option in options:
+            sock.setsockopt(*option, 1)
+        yield
+    finally:
+        for option, value in zip(options, before, strict=True):
+            sock.setsockopt(*option, value)
+
+
+def peek_datagrams(sock: socket.socket) -> list[Datagram]:
+    """All datagrams that wait, in order, as far as the kernel shows them.
+
+    One without a byte is shown once: the kernel marks it as seen, and passes over it the next time, unless it is the
+    first (SO_PEEK_OFF, net/core/datagram.c).
+    """
+    found: list[Datagram] = []
+    offset = 0
+    with own_peeking(sock), _headers_told(sock):
+        if (first := _peek_datagram(sock)) is not None and not first.data:
+            found.append(first)
+        while True:
+            sock.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, offset)
+            datagram = _peek_datagram(sock)
+            if datagram is None:
+                return found
+            found.append(datagram)
+            offset += len(datagram.data)
+
+
+def _peek_datagram(sock: socket.socket) -> Datagram | None:
+    try:
+        data, control, _flags, sender = sock.recvmsg(_LARGEST_DATAGRAM, 512, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return None
+    destination, ttl, tos = "", -1, -1
+    for level, kind, value in control:
+        if (level, kind) == (socket.IPPROTO_IP, _IP_PKTINFO):
+            destination = socket.inet_ntop(socket.AF_INET, value[8:12])
+        elif (level, kind) == (socket.IPPROTO_IPV6, _IPV6_PKTINFO):
+            destination = socket.inet_ntop(socket.AF_INET6, value[:16])
+        elif (level, kind) in ((socket.IPPROTO_IP, _IP_TTL), (socket.IPPROTO_IPV6, _IPV6_HOPLIMIT)):
+            ttl = int.from_bytes(value, "little")
+        elif (level, kind) in ((socket.IPPROTO_IP, _IP_TOS), (socket.IPPROTO_IPV6, _IPV6_TCLASS)):
+            tos = value[0]
+    return Datagram(data, sender, destination, ttl, tos)
+
+
+def send_datagram(sock: socket.socket, datagram: Datagram, to: tuple[Any, ...], source: str = "") -> None:
+    """Send a datagram with the header that it had.
+
+    Args:
+        source: the address to send it from, where the socket has none of its own.
+
+    Raises:
+        OSError: it can't be sent.
+    """
+    control: list[tuple[int, int, bytes]] = []
+    four = "." in to[0]
+    names = (_IP_TTL, _IP_TOS) if four else (_IPV6_HOPLIMIT, _IPV6_TCLASS)
+    level = socket.IPPROTO_IP if four else socket.IPPROTO_IPV6
+    for name, value in zip(names, (datagram.ttl, datagram.tos), strict=True):
+        if value > 0:
+            control.append((level, name, struct.pack("i", value)))
+    if source and four:
+        packed = socket.inet_pton(socket.AF_INET, source.removeprefix("::ffff:"))
+        control.append((socket.IPPROTO_IP, _IP_PKTINFO, struct.pack("i4s4x", 0, packed)))
+    elif source:
+        control.append((socket.IPPROTO_IPV6, _IPV6_PKTINFO, socket.inet_pton(socket.AF_INET6, source) + bytes(4)))
+    sock.sendmsg([datagram.data], control, socket.MSG_DONTWAIT, to)
+
+
 def close_all(message: Message) -> None:
     """Let go of a message's descriptors."""
     for fd in message.fds:

@@ -4,6 +4,7 @@ Two requests only; they are answered for the network namespace of the caller.
 """
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import struct
@@ -17,6 +18,9 @@ _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _HEADER = struct.Struct("=IHHII")
 _UDIAG_SHOW_NAME, _UDIAG_SHOW_VFS, _UDIAG_SHOW_PEER, _UDIAG_SHOW_ICONS, _UDIAG_SHOW_RQLEN = 1, 2, 4, 8, 16
 _UNIX_NAME, _UNIX_VFS, _UNIX_PEER, _UNIX_ICONS, _UNIX_RQLEN, _UNIX_SHUTDOWN = 0, 1, 2, 3, 4, 6
+
+_INET_DIAG_INFO, _INET_DIAG_SHUTDOWN = 2, 8
+_INET_DIAG_INFO_BIT = 1 << _INET_DIAG_INFO - 1
 
 TCP_ESTABLISHED, TCP_SYN_SENT, TCP_SYN_RECV, TCP_FIN_WAIT1, TCP_FIN_WAIT2 = 1, 2, 3, 4, 5
 TCP_TIME_WAIT, TCP_CLOSE, TCP_CLOSE_WAIT, TCP_LAST_ACK, TCP_LISTEN, TCP_CLOSING = 6, 7, 8, 9, 10, 11
@@ -47,7 +51,7 @@ class UnixSocket:
 
 @dataclass(frozen=True, slots=True)
 class InetSocket:
-    """One row of inet_diag."""
+    """One row of inet_diag. What has no descriptor any more, or none yet, has inode 0."""
 
     inode: int
     family: int
@@ -55,8 +59,20 @@ class InetSocket:
     local: tuple[str, int]
     remote: tuple[str, int]
     rqueue: int
+    """Bytes to read, the end of the stream counts one; of a listening socket, connections waiting."""
     wqueue: int
+    """Bytes sent and not acknowledged; of a listening socket, how many may wait."""
     uid: int
+    interface: int
+    """The number of the interface that it is bound to; 0: none."""
+    shutdown: int
+    """Bit 0: no more reading, as the other end has closed or it is not wanted; bit 1: no more writing."""
+    acknowledged: int
+    """TCP: of the stream that was sent; the first packet of whoever made the connection counts one."""
+    received: int
+    """TCP: of the stream of the other end, its end counts one."""
+    quiet: int
+    """TCP: milliseconds since something was received; of a fresh connection, since it was made."""
 
 
 def _requests(payload: bytes) -> Iterator[bytes]:
@@ -66,15 +82,16 @@ def _requests(payload: bytes) -> Iterator[bytes]:
         link.sendto(head + payload, (0, 0))
         while True:
             data = link.recv(1 << 18)
-            while len(data) >= _HEADER.size:
-                length, kind, _flags, _sequence, _port = _HEADER.unpack_from(data)
+            at = 0
+            while at + _HEADER.size <= len(data):
+                length, kind, _flags, _sequence, _port = _HEADER.unpack_from(data, at)
                 if kind == _NLMSG_DONE:
                     return
                 if kind == _NLMSG_ERROR:
-                    (number,) = struct.unpack_from("=i", data, _HEADER.size)
+                    (number,) = struct.unpack_from("=i", data, at + _HEADER.size)
                     raise OSError(-number, "sock_diag failed", "NETLINK_SOCK_DIAG")
-                yield data[_HEADER.size:length]
-                data = data[(length + 3) & ~3:]
+                yield data[at + _HEADER.size:at + length]
+                at += (length + 3) & ~3
 
 
 def _attributes(data: bytes) -> dict[int, bytes]:
@@ -113,13 +130,12 @@ def unix_sockets() -> dict[int, UnixSocket]:
 
 def inet_sockets(protocol: int = socket.IPPROTO_TCP,
                  families: tuple[int, ...] = (socket.AF_INET, socket.AF_INET6)) -> list[InetSocket]:
-    """All sockets of a protocol in this network namespace; those that wait to be accepted have inode 0."""
+    """All sockets of a protocol in this network namespace that have a port; those waiting to be accepted too."""
     found: list[InetSocket] = []
     for family in families:
         # struct inet_diag_req_v2: family, protocol, ext, pad, states, then inet_diag_sockid of 48 bytes
-        request = struct.pack("=BBBBI", family, protocol, 0, 0, 0xFFFFFFFF) + bytes(40) + b"\xff" * 8
-        for row in _requests(request):
-            found.append(_inet_row(row))
+        request = struct.pack("=BBBBI", family, protocol, _INET_DIAG_INFO_BIT, 0, 0xFFFFFFFF) + bytes(40) + b"\xff" * 8
+        found += map(_inet_row, _requests(request))
     return found
 
 
@@ -127,7 +143,23 @@ def _inet_row(row: bytes) -> InetSocket:
     family, state = row[0], row[1]
     sport, dport = struct.unpack_from("!HH", row, 4)
     size = 4 if family == socket.AF_INET else 16
-    local = socket.inet_ntop(family, row[8:8 + size])
-    remote = socket.inet_ntop(family, row[24:24 + size])
+    (interface,) = struct.unpack_from("=I", row, 40)
     _expires, rqueue, wqueue, uid, inode = struct.unpack_from("=IIIII", row, 52)
-    return InetSocket(inode, family, state, (local, sport), (remote, dport), rqueue, wqueue, uid)
+    shutdown = acknowledged = received = quiet = 0
+    at = 72
+    while at + 4 <= len(row):
+        length, kind = struct.unpack_from("=HH", row, at)
+        if kind == _INET_DIAG_SHUTDOWN:
+            shutdown = row[at + 4]
+        elif kind == _INET_DIAG_INFO and length >= 4 + 136:   # struct tcp_info, up to tcpi_bytes_received
+            (quiet,) = struct.unpack_from("=I", row, at + 4 + 52)
+            acknowledged, received = struct.unpack_from("=QQ", row, at + 4 + 120)
+        at += max((length + 3) & ~3, 4)
+    return InetSocket(inode, family, state, (_address(family, row[8:8 + size]), sport),
+                      (_address(family, row[24:24 + size]), dport), rqueue, wqueue, uid, interface, shutdown,
+                      acknowledged, received, quiet)
+
+
+@functools.lru_cache(4096)
+def _address(family: int, packed: bytes) -> str:
+    return socket.inet_ntop(family, packed)

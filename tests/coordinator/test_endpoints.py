@@ -61,7 +61,7 @@ def test_nothing_is_lost_and_nothing_is_used_twice(rows):
     for number, (node, local, remote) in enumerate(rows):
         ends[node].append(end(number, local, remote))
     connections, outside = match(ends)
-    seen = [place for c in connections for place in ((c.near_node, c.near_file), (c.far_node, c.far_file))]
+    seen = [place for c in connections for place in {(c.near_node, c.near_file), (c.far_node, c.far_file)}]
     seen += [(e.node, e.file) for e in outside]
     assert sorted(seen) == sorted((node, number) for number, (node, _, _) in enumerate(rows))
     # what is left alone has no other half that is left alone too
@@ -79,6 +79,15 @@ def test_an_end_that_waits_to_be_closed():
     """The other side has closed and is gone: there is nothing that could be lost."""
     connections, outside = match({0: [end(1, HERE, FAR, CLOSE_WAIT)]})
     assert (connections, outside) == ([Connection(0, 1, -1, -1)], [])
+
+
+def test_an_end_that_a_program_outside_has_closed_only_half():
+    _, outside = match({0: [end(1, HERE, FAR, CLOSE_WAIT) | {"stranger": True}]})
+    assert [e.file for e in outside] == [1]
+
+
+def test_a_socket_that_is_connected_to_itself():
+    assert match({0: [end(1, HERE, HERE)]}) == ([Connection(0, 1, 0, 1)], [])
 
 
 def test_an_end_that_waits_to_be_accepted():

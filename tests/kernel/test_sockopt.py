@@ -110,9 +110,61 @@ def test_only_some(fresh):
 
 
 def test_one_that_cannot_be_set_does_not_stop_the_rest(fresh):
-    wrong = sockopt._ENTRY.pack(SOL, 12345, 4) + bytes(4)
+    """It is told."""
+    wrong = sockopt._ENTRY.pack(TCP, socket.TCP_KEEPCNT, 4) + struct.pack("i", 1 << 20)
     sock = fresh()
     one = fresh()
     one.setsockopt(TCP, socket.TCP_NODELAY, 1)
-    set_options(sock, wrong + read_options(one, OPTIONS_TCP))
+    assert set_options(sock, wrong + read_options(one, ((TCP, socket.TCP_NODELAY),))) == [(TCP, socket.TCP_KEEPCNT)]
     assert sock.getsockopt(TCP, socket.TCP_NODELAY) == 1
+
+
+@pytest.mark.parametrize("packed", [
+    sockopt._ENTRY.pack(SOL, 12345, 4) + bytes(4), sockopt._ENTRY.pack(TCP, 1, 5) + bytes(4), bytes(11)])
+def test_what_is_no_options(fresh, packed):
+    with pytest.raises(ValueError, match="option"):
+        set_options(fresh(), packed)
+
+
+def test_an_option_that_changes_another(fresh):
+    one, other = fresh(), fresh()
+    one.setsockopt(IP, socket.IP_TOS, 0x10)   # sets SO_PRIORITY, too
+    one.setsockopt(SOL, 12, 1)
+    assert set_options(other, read_options(one, ALL)) == []
+    assert (other.getsockopt(SOL, 12), other.getsockopt(IP, socket.IP_TOS)) == (1, 0x10)
+
+
+def test_interfaces_are_stored_by_name():
+    six = socket.IPPROTO_IPV6
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as one, socket.socket(
+            socket.AF_INET6, socket.SOCK_DGRAM) as other:
+        lo = socket.if_nametoindex("lo")
+        one.setsockopt(six, socket.IPV6_MULTICAST_IF, lo)
+        one.setsockopt(six, 76, socket.htonl(lo))   # IPV6_UNICAST_IF
+        packed = read_options(one, OPTIONS_INET6)
+        assert dict(sockopt.unpack_options(packed))[six, socket.IPV6_MULTICAST_IF] == b"lo"
+        assert set_options(other, packed) == []
+        assert other.getsockopt(six, socket.IPV6_MULTICAST_IF) == lo
+        assert other.getsockopt(six, 76) == socket.htonl(lo)
+
+
+def test_names_for_people():
+    assert sockopt.shown_options([(SOL, socket.SO_KEEPALIVE), (IP, 19)]) == "SO_KEEPALIVE, 19 of level 0"
+
+
+# -- filters ------------------------------------------------------------------------------------------
+PASS_ALL = struct.pack("=HBBI", 6, 0, 0, 0xFFFFFFFF)
+
+
+def test_filters(fresh):
+    one, other = fresh(), fresh()
+    assert sockopt.read_filter(one) == b""
+    sockopt.attach_filter(one, PASS_ALL)
+    assert sockopt.read_filter(one) == PASS_ALL
+    sockopt.attach_filter(other, sockopt.read_filter(one))
+    assert sockopt.read_filter(other) == PASS_ALL
+
+
+def test_what_is_no_filter(fresh):
+    with pytest.raises(OSError, match="Invalid argument"):
+        sockopt.attach_filter(fresh(), b"\xff" * 8)

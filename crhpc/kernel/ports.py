@@ -1,0 +1,143 @@
+"""Which port a connection comes from, and ports that closed connections still keep (ip(7), tcp(7)).
+
+A socket that connects gets a port by itself; where IP_LOCAL_PORT_RANGE (Linux 6.3) leaves it one choice it gets
+that one, also where other connections to elsewhere have it too, which bind(2) would refuse.
+
+What is left of a closed connection (TIME_WAIT, FIN_WAIT2) keeps its port for a minute. It goes at once when its
+other end says that it knows nothing of the connection (a reset, RFC 1337); and a fresh socket at the other end's
+address says so as soon as it is answered as if it were the old one.
+"""
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import functools
+import os
+import socket
+import struct
+from collections.abc import Iterator
+
+from crhpc.kernel import libc
+from crhpc.kernel.sockdiag import InetSocket
+
+_IP_BIND_ADDRESS_NO_PORT, _IP_LOCAL_PORT_RANGE = 24, 51
+Address = tuple[str, int]
+"""An address, with the name of its interface behind % where that matters (RFC 4007), and a port."""
+
+
+@functools.lru_cache(1)
+def _ephemeral() -> range:
+    """The ports that sockets get by themselves."""
+    with open("/proc/sys/net/ipv4/ip_local_port_range", encoding="ascii") as file:
+        low, high = map(int, file.read().split())
+    return range(low, high + 1)
+
+
+def resolved(family: int, address: Address) -> tuple[str, int] | tuple[str, int, int, int]:
+    """An address as bind(2) and connect(2) take it.
+
+    Raises:
+        OSError: ENODEV, no interface here has the name.
+    """
+    host, _, interface = address[0].partition("%")
+    if family == socket.AF_INET:
+        return host, address[1]
+    return host, address[1], 0, socket.if_nametoindex(interface) if interface else 0
+
+
+def connect_from(sock: socket.socket, local: Address, remote: Address) -> None:
+    """Begin a connection from an address and port; the socket does not wait from then on.
+
+    Raises:
+        OSError: EADDRINUSE or EADDRNOTAVAIL where that port or address can't be had, or why it was refused.
+    """
+    sock.setblocking(False)
+    with _one_choice(sock, local[1]) as chosen:
+        if chosen:
+            if local[0] != remote[0]:   # of an own address to itself, the kernel chooses that anyway
+                sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
+                sock.bind(resolved(sock.family, (local[0], 0)))
+                sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 0)
+            try:
+                _begin(sock, remote)
+                return
+            except OSError as error:
+                if error.errno != errno.EADDRNOTAVAIL:
+                    raise
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)   # a port that was asked for, and is shared
+    sock.bind(resolved(sock.family, local))
+    _begin(sock, remote)
+
+
+def connect_again(sock: socket.socket, local: Address, remote: Address) -> None:
+    """Begin a connection with a socket that had one between the same addresses and is disconnected now.
+
+    Raises:
+        OSError: as ``connect_from``.
+    """
+    flags = fcntl.fcntl(sock, fcntl.F_GETFL)
+    fcntl.fcntl(sock, fcntl.F_SETFL, flags | os.O_NONBLOCK)
+    try:
+        with _one_choice(sock, local[1]):   # one that was chosen by bind(2) is its own still
+            _begin(sock, remote)
+    finally:
+        fcntl.fcntl(sock, fcntl.F_SETFL, flags)
+    if sock.getsockname()[1] != local[1]:
+        raise OSError(errno.EADDRINUSE, f"port {local[1]} was taken in between", "connect")
+
+
+def _begin(sock: socket.socket, remote: Address) -> None:
+    number = sock.connect_ex(resolved(sock.family, remote))
+    if number not in (0, errno.EINPROGRESS):
+        raise OSError(number, f"{os.strerror(number)}: {remote[0]}:{remote[1]}", "connect")
+
+
+@contextlib.contextmanager
+def _one_choice(sock: socket.socket, port: int) -> Iterator[bool]:
+    """Leave a socket that connects one port only; whether that is possible."""
+    if port not in _ephemeral():
+        yield False
+        return
+    try:
+        before = sock.getsockopt(socket.IPPROTO_IP, _IP_LOCAL_PORT_RANGE, 4)
+        sock.setsockopt(socket.IPPROTO_IP, _IP_LOCAL_PORT_RANGE, struct.pack("I", port | port << 16))
+    except OSError:   # an older kernel
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        sock.setsockopt(socket.IPPROTO_IP, _IP_LOCAL_PORT_RANGE, before)
+
+
+def forget(rows: list[InetSocket]) -> None:
+    """End what is left here of closed connections, where the other end was on this machine, too.
+
+    Not possible at once where something is left of both ends: on loopback after a second (tcp_tw_reuse). What it
+    can't end, ends by itself. A port that several connections had is free for that when the others are gone.
+    """
+    while rows:
+        left = [row for row in rows if not _forget(row)]
+        if len(left) == len(rows):
+            return
+        rows = left
+
+
+def _forget(row: InetSocket) -> bool:
+    with socket.socket(row.family, socket.SOCK_STREAM) as sock:
+        if row.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        try:
+            connect_from(sock, row.remote, row.local)
+        except OSError:
+            return False
+        return True
+
+
+def disconnect(sock: socket.socket, *, keep_error: bool = False) -> None:
+    """Make a socket one that was never connected (AF_UNSPEC in connect(2)); the other end of TCP gets a reset."""
+    libc.syscall("connect", sock.fileno(), ctypes.create_string_buffer(struct.pack("=H14x", socket.AF_UNSPEC), 16), 16)
+    if not keep_error:
+        sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)   # it leaves ECONNRESET there
