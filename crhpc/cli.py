@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 from crhpc import __version__, doctor, errors, log, resume, tables
 from crhpc.client import ask_checkpoint, ask_status
 from crhpc.filepolicy import FilePolicy, Files, check_moved, moved_path
-from crhpc.image.format import MANIFEST, read_manifest, remove_stale_temporaries
+from crhpc.image.format import LEVEL, MANIFEST, read_manifest, remove_stale_temporaries
 from crhpc.jobdir import DEFAULT, JobDirectory, JobState, Status, unwritable
 from crhpc.progress import Report, checkpoint_line, duration, plain, plural, size
 from crhpc.supervisor import Options, Supervisor, Task
@@ -301,7 +301,7 @@ def _add_job_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--wait-all", action="store_true", help="the job is over when its last process ends")
     sub.add_argument("-v", "--verbose", action="store_true", help="a line for each checkpoint")
     sub.add_argument("--memory", type=count_of_bytes, default="256M", help=argparse.SUPPRESS)
-    sub.add_argument("--level", type=int, default=1, help=argparse.SUPPRESS)
+    sub.add_argument("--level", type=int, default=LEVEL, help=argparse.SUPPRESS)
 
 
 def _add_directory(sub: argparse.ArgumentParser) -> None:

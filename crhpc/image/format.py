@@ -33,6 +33,10 @@ MAX_PAGES = 1 << 52
 MAX_OBJECTS = 1 << 32
 ZSTD_FILTER = 32015
 """Zstandard's number among the registered HDF5 filters."""
+LEVEL = -1
+"""Of zstd. Beside level 1 it takes a tenth to a third less time to compress numbers and Python's objects, and half
+to two thirds of the time to decompress, for images that are up to an eighth larger; but bytes of a few kinds in no
+order it leaves as they are, where level 1 halves them."""
 LIBVER = ("v110", "v114")
 """For h5py: metadata with checksums, readable by HDF5 1.10 and later."""
 TABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}", re.ASCII)

@@ -20,6 +20,7 @@ import zstandard
 
 from crhpc.image.format import CHUNK, CHUNK_ROWS, MAX_PAGES, PAGE, Span
 from crhpc.image.records import Bytes, Table
+from crhpc.image.runs import Pages, intersect
 
 Piece = tuple[int, int, int]
 """(object, first page number, number of pages)."""
@@ -74,21 +75,7 @@ def buffers(count: int) -> list[PageBuffer]:
     return [PageBuffer(pages[i]) for i in range(count)]
 
 
-def nonzero_rows(rows: Bytes) -> npt.NDArray[np.bool_]:
-    """Which of the pages (shape (n, 4096), C-contiguous) hold anything but zeros: shape (n,)."""
-    words = rows.view(np.uint64)
-    # Most pages that are not zero show it in a few words: looking at all of them costs ten times as much.
-    kept: Any = words[:, ::73].any(axis=1)
-    rest = np.flatnonzero(~kept)
-    if 2 * rest.size > len(kept):
-        kept = words.max(axis=1) != 0
-    elif rest.size:
-        kept[rest] = words[rest].max(axis=1) != 0
-    result: npt.NDArray[np.bool_] = kept
-    return result
-
-
-def check_pieces(pieces: Sequence[Piece], objects: int, pages: int = MAX_PAGES) -> Pieces:
+def check_pieces(pieces: Sequence[Piece] | Pieces, objects: int, pages: int = MAX_PAGES) -> Pieces:
     """Pieces as an array of shape (n, 3).
 
     Raises:
@@ -121,6 +108,7 @@ class Journal:
     def __init__(self) -> None:
         self._waiting: list[tuple[Pieces, npt.NDArray[np.bool_], int]] = []
         self._drafts: list[Table] = []
+        self._same: list[tuple[int, Pages, int]] = []
 
     def put(self, pieces: Pieces, kept: npt.NDArray[np.bool_], first_row: int) -> None:
         """Note pages of which those ``kept`` (shape (sum of pages,)) went to rows from ``first_row`` on."""
@@ -135,6 +123,10 @@ class Journal:
     def forget(self, pieces: Pieces) -> None:
         """Note pages that are gone by now."""
         self._note(pieces, _ABSENT)
+
+    def same(self, number: int, pages: Pages, other: int) -> None:
+        """Note pages of an object, (n, 2), that are in the end what those of another are by then."""
+        self._same.append((number, pages, other))
 
     def _note(self, pieces: Pieces, kind: int) -> None:
         self._flush()
@@ -153,7 +145,10 @@ class Journal:
         """The final runs, dtype `RUNS`: sorted by object and page, none overlapping, none mergeable."""
         self._flush()
         drafts = np.concatenate([np.zeros(0, dtype=_DRAFT), *self._drafts])
-        return resolve(drafts)
+        found = resolve(drafts)
+        for number, pages, other in self._same:
+            found = _with_same(found, number, pages, other)
+        return found
 
 
 def _draft(pieces: Sequence[Pieces], kept: Sequence[npt.NDArray[np.bool_]],
@@ -186,6 +181,28 @@ def _join(runs: Table) -> Table:
     joined: Table = runs[starts].copy()
     joined["npages"] = np.add.reduceat(runs["npages"], starts)
     return joined
+
+
+def _with_same(found: Table, number: int, pages: Pages, other: int) -> Table:
+    """Final runs with pages of one object added that are those of another."""
+    theirs = found[found["object"] == other]
+    borders = np.stack((theirs["page"], theirs["npages"]), axis=1).astype(np.int64)
+    common, _, of = intersect(pages, borders)
+    added = theirs[of]
+    added["object"] = number
+    added["row"] += np.where(added["kind"] == ROW, common[:, 0] - borders[of, 0], 0).astype(np.uint64)
+    added["page"], added["npages"] = common.T
+    joined = np.concatenate((found, added))
+    return joined[np.lexsort((joined["page"], joined["object"]))]
+
+
+def live_rows(found: Table) -> int:
+    """How many rows of the log final runs name; rows that several name count once."""
+    stored = found[found["kind"] == ROW]
+    stored = stored[np.argsort(stored["row"], kind="stable")]
+    start, end = stored["row"].astype(np.int64), (stored["row"] + stored["npages"]).astype(np.int64)
+    reached = np.maximum.accumulate(np.concatenate(([0], end)))[:-1]   # by those before
+    return int(np.maximum(end - np.maximum(start, reached), 0).sum())
 
 
 def resolve(drafts: Table) -> Table:
@@ -297,32 +314,6 @@ def log_order(runs: Table) -> Table:
     return pieces[np.argsort(pieces["row"], kind="stable")]
 
 
-def compressor(level: int) -> zstandard.ZstdCompressor:
-    """One that makes frames as the format prescribes; for one thread."""
-    return zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True)
-
-
-def share(memory: int, threads: int | None, level: int) -> tuple[int, int]:
-    """(compressing threads, buffers) that fit into ``memory`` bytes; by default a thread per allowed core.
-
-    A thread needs its compressor's tables, the compressed chunk, and the rows it moves. One chunk more is
-    what HDF5 may hold while writing.
-
-    Raises:
-        ValueError: not even two buffers fit.
-    """
-    if threads is None:
-        threads = min(allowed_cores(), 16)
-    probe = compressor(level)
-    probe.compress(bytes(CHUNK))                                # its tables grow at the first use
-    each = probe.memory_size() + 2 * CHUNK + CHUNK // 128
-    threads = max(1, min(threads, (memory // 2 - CHUNK) // each))
-    count = (memory - CHUNK - threads * each) // CHUNK
-    if count < 2:
-        raise ValueError(f"{memory} bytes are too little for pages in flight")
-    return threads, count
-
-
 def allowed_cores() -> int:
     """Cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -334,20 +325,44 @@ def inflate(data: bytes) -> bytes:
     Raises:
         ValueError: it is not one zstd frame of 1 MiB with a checksum, or the checksum does not match.
     """
-    # A frame says how much it holds and the library allocates that much: look before it does.
     try:
-        frame = zstandard.get_frame_parameters(data)
-        if frame.content_size != CHUNK or not frame.has_checksum or frame.dict_id:
-            raise ValueError("not a zstd frame as prescribed")
-        decompressor = getattr(_local, "decompressor", None)
-        if decompressor is None:
-            decompressor = _local.decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
-        pages: bytes = decompressor.decompress(data, max_output_size=CHUNK, allow_extra_data=False)
+        pages: bytes = _decompressor(data).decompress(data, max_output_size=CHUNK, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise ValueError(str(error)) from None
     if len(pages) != CHUNK:
         raise ValueError("a chunk of another length")
     return pages
+
+
+def inflate_into(data: memoryview, target: memoryview) -> None:
+    """The same into memory of 1 MiB that is used again and again, which spares the kernel half of the work.
+
+    Raises:
+        ValueError: as ``inflate``; a frame that ends within its checksum is not noticed.
+    """
+    try:
+        with _decompressor(data).stream_reader(data, read_across_frames=False) as reader:
+            done = 0
+            while done < CHUNK and (got := reader.readinto(target[done:])):
+                done += got
+            if done != CHUNK or reader.read(1):   # only at the frame's end is its checksum compared
+                raise ValueError("a chunk of another length")
+    except zstandard.ZstdError as error:
+        raise ValueError(str(error)) from None
+
+
+def _decompressor(data: bytes | memoryview) -> zstandard.ZstdDecompressor:
+    """This thread's, for a frame as the format prescribes.
+
+    A frame says how much it holds and the library allocates that much: look before it does.
+    """
+    frame = zstandard.get_frame_parameters(data)
+    if frame.content_size != CHUNK or not frame.has_checksum or frame.dict_id:
+        raise ValueError("not a zstd frame as prescribed")
+    decompressor = getattr(_local, "decompressor", None)
+    if decompressor is None:
+        decompressor = _local.decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
+    return decompressor
 
 
 def page_objects(names: Sequence[str], runs: Table) -> list[PageObject]:

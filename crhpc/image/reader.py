@@ -6,6 +6,7 @@ asked for, each chunk when it is read. ``check`` looks at all of it beforehand, 
 from __future__ import annotations
 
 import os
+import threading
 import zlib
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
@@ -23,7 +24,6 @@ from crhpc.image.format import CHUNK, CHUNK_ROWS, MASTER, PAGE, Manifest, ShardS
 from crhpc.image.guard import Container, attributes, pick, reading
 from crhpc.image.pages import (
     CHUNKS,
-    ROW,
     RUNS,
     ZERO,
     PageObject,
@@ -31,6 +31,8 @@ from crhpc.image.pages import (
     check_runs,
     covered,
     inflate,
+    inflate_into,
+    live_rows,
     log_order,
 )
 from crhpc.image.records import Bytes, Table, decode
@@ -164,7 +166,7 @@ class Shard(Tables):
             with reading(self.image, f"{self.file}: runs"):
                 runs = pick(self.container.table(f"{self.root}/pages/runs"), RUNS)
                 check_runs(runs, self.chunks(), np.array([o.id for o in self.objects()], dtype=np.int64))
-                live, zero = (int(runs["npages"][runs["kind"] == kind].sum()) for kind in (ROW, ZERO))
+                live, zero = live_rows(runs), int(runs["npages"][runs["kind"] == ZERO].sum())
                 if (live, zero) != (self.summary.rows - self.summary.dead_rows, self.summary.zero_pages):
                     raise ValueError("they hold other numbers of pages than the manifest says")
                 self._runs = runs
@@ -228,6 +230,47 @@ class Shard(Tables):
     def _inflated(self, indexes: list[int], threads: int | None) -> Iterator[bytes]:
         """Chunks of these indexes in order, decompressed ahead in threads."""
         return ahead(self.chunk, indexes, threads)
+
+    def spread(self, objects: Collection[int], take: Callable[[Bytes, Table], None],
+               threads: int | None = None) -> None:
+        """Hand everything stored of the objects to ``take``, in several threads, each chunk once, in no order.
+
+        Args:
+            take: called with the 1 MiB of a chunk, which is only lent, and what to take of it: dtype `pages.RUNS`,
+                ``row`` being the row of the chunk.
+
+        Raises:
+            ImageDamaged: a checksum does not match.
+        """
+        runs = self.runs()
+        pieces = log_order(runs[np.isin(runs["object"], np.array(sorted(objects), dtype=np.int64))])
+        rows = pieces["row"].astype(np.int64)
+        indexes, starts = np.unique(rows // CHUNK_ROWS, return_index=True)
+        pieces["row"] %= CHUNK_ROWS
+        parts = dict(zip(indexes.tolist(), np.split(pieces, starts[1:]), strict=True)) if len(indexes) else {}
+        lent = threading.local()
+
+        def one(index: int) -> None:
+            if not hasattr(lent, "buffers"):
+                lent.buffers = np.empty((2, CHUNK), dtype=np.uint8)
+            take(self._chunk_in(index, lent.buffers), parts[index])
+        for _ in ahead(one, list(parts), threads):
+            pass
+
+    def _chunk_in(self, index: int, buffers: Bytes) -> Bytes:
+        """One chunk, in the second of two buffers of 1 MiB, or in the first where it was not compressed."""
+        with reading(self.image, f"{self.file}: chunk {index}"):
+            offset, size, _rows, raw, crc32 = self.chunks()[index].item()
+            stored = memoryview(buffers[0])[:size]   # a compressed one has a checksum of its own
+            done = 0
+            while done < size and (got := os.preadv(self.container.backing.fd, [stored[done:]], offset + done)):
+                done += got
+            if done != size or (raw and zlib.crc32(stored) != crc32):
+                raise ValueError("its crc32 does not match")
+            if not raw:
+                inflate_into(stored, memoryview(buffers[1]))
+            inflated: Bytes = buffers[0 if raw else 1]
+            return inflated
 
     def pages(self, object: int, first: int, count: int) -> bytes:
         """The contents of some pages. Zero pages and pages that the image does not have read as zeros."""

@@ -15,18 +15,16 @@ import errno
 import os
 import threading
 import time
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
-import numpy.typing as npt
 
 from crhpc.image.backing import BackingFile, digest
 from crhpc.image.commit import commit
@@ -34,8 +32,10 @@ from crhpc.image.format import (
     CHUNK,
     CHUNK_ROWS,
     FORMAT,
+    LEVEL,
     LIBVER,
     MAX_OBJECTS,
+    MAX_PAGES,
     PAGE,
     RESERVED_TABLES,
     TABLE_NAME,
@@ -43,9 +43,9 @@ from crhpc.image.format import (
     ShardSummary,
     shard_name,
 )
+from crhpc.image.packing import Packed, compressor, pack, share
 from crhpc.image.pages import (
     CHUNKS,
-    ROW,
     ZERO,
     Journal,
     PageBuffer,
@@ -54,13 +54,12 @@ from crhpc.image.pages import (
     Pieces,
     buffers,
     check_pieces,
-    compressor,
     covered,
-    nonzero_rows,
+    live_rows,
     page_objects,
-    share,
 )
 from crhpc.image.records import Blob, Table, describe, encode, write_attributes, write_table
+from crhpc.image.runs import Pages
 from crhpc.image.tree import Tree
 from crhpc.log import logger
 
@@ -75,28 +74,14 @@ _GROW = 64
 """Chunks that the log is extended by at a time."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Packed:
-    """What a compressing thread made of a buffer; ``size`` bytes at the buffer's start are the chunk."""
-
-    kept: npt.NDArray[np.bool_]
-    rows: int
-    size: int
-    crc32: int
-
-    @property
-    def raw(self) -> bool:
-        return self.size == CHUNK
-
-
 class ShardWriter:
-    """Writes ``shard-<node>.h5`` into a temporary directory. Called by one thread.
+    """Writes ``shard-<node>.h5`` into a temporary directory. Pages may come from several threads.
 
     As a context manager it aborts unless it was closed. Every method but `abort` raises the error that the
     threads behind it have met, if any: an OSError as the system gave it (ENOSPC, EDQUOT, EIO).
     """
 
-    def __init__(self, directory: Path, node: int, *, level: int = 1, threads: int | None = None,
+    def __init__(self, directory: Path, node: int, *, level: int = LEVEL, threads: int | None = None,
                  memory: int = 256 << 20) -> None:
         """Create the file.
 
@@ -122,8 +107,9 @@ class ShardWriter:
         self._error: BaseException | None = None
         self._summary: ShardSummary | None = None
 
+        self._order = threading.RLock()
         self._holding = False
-        self._held: list[tuple[PageBuffer, Pieces, int]] = []
+        self._held: list[Callable[[], Any]] = []
         self._put = self._stored = self._rows = self._allocated = 0
         self._chunks: list[tuple[int, int, int, int]] = []      # size, rows, raw, crc32
         self._journal = Journal()
@@ -165,6 +151,11 @@ class ShardWriter:
         """Bytes of all buffers: so much can be taken, after `drain`, without waiting."""
         return self._count * CHUNK
 
+    def prepare(self, size: int) -> None:
+        """Have the system give memory for so many bytes now rather than when there is no time."""
+        for buffer in self._free[::-1][:-(-size // CHUNK)]:
+            buffer.array[:, 0] = 0
+
     def object(self, name: str) -> int:
         """A new page object (an address space, shared memory, a file's contents); returns its id."""
         if "\0" in name:
@@ -198,7 +189,7 @@ class ShardWriter:
             self._free.append(buffer)
             self._change.notify_all()
 
-    def put(self, buffer: PageBuffer, pieces: Sequence[Piece]) -> None:
+    def put(self, buffer: PageBuffer, pieces: Sequence[Piece] | Pieces) -> None:
         """Append the pages in ``buffer`` to the log; the buffer must not be touched any more.
 
         Args:
@@ -215,10 +206,8 @@ class ShardWriter:
             self._check()
             self._in_flight += 1
             self._put += rows * PAGE
-        if self._holding:
-            self._held.append((buffer, array, rows))
-        else:
-            self._submit(buffer, array, rows)
+        with self._order:
+            self._in_order(partial(self._submit, buffer, array, rows))
 
     def _submit(self, buffer: PageBuffer, array: Pieces, rows: int) -> None:
         packed = self._pool.submit(self._pack, buffer, rows) if rows else None
@@ -233,12 +222,28 @@ class ShardWriter:
         self._holding = False
         self._submit_held()
 
-    def _submit_held(self) -> None:
-        held, self._held = self._held, []
-        for buffer, array, rows in held:
-            self._submit(buffer, array, rows)
+    def _in_order(self, work: Callable[[], Any]) -> None:
+        if self._holding:
+            self._held.append(work)
+        else:
+            work()
 
-    def zero(self, pieces: Sequence[Piece]) -> None:
+    def _submit_held(self) -> None:
+        with self._order:
+            held, self._held = self._held, []
+            for work in held:
+                work()
+
+    def same(self, number: int, pages: Pages, other: int) -> None:
+        """Note pages of an object that are the same as those of another, whatever these are in the end.
+
+        Args:
+            pages: runs, shape (n, 2), that were not put; ascending, none overlapping.
+        """
+        check_pieces(np.insert(pages, 0, number, axis=1), len(self._objects), MAX_PAGES)
+        self._journal.same(number, pages, other)   # the writing thread looks at it when all is put
+
+    def zero(self, pieces: Sequence[Piece] | Pieces) -> None:
         """Note pages that are zero by now, without a buffer; supersedes what was put before."""
         self._later(self._journal.zero, pieces)
 
@@ -246,13 +251,13 @@ class ShardWriter:
         """Note pages that no longer exist (unmapped, cut off); supersedes what was put before."""
         self._later(self._journal.forget, pieces)
 
-    def _later(self, note: Callable[[Pieces], None], pieces: Sequence[Piece]) -> None:
+    def _later(self, note: Callable[[Pieces], None], pieces: Sequence[Piece] | Pieces) -> None:
         array = check_pieces(pieces, len(self._objects), 1 << 62)
-        self._submit_held()
         with self._change:
             self._check()
             self._in_flight += 1
-        self._writing.submit(self._guarded, lambda: note(array))
+        with self._order:
+            self._in_order(partial(self._writing.submit, self._guarded, note, array))
 
     def drain(self) -> None:
         """Wait until all pages put are compressed and written (not yet fsynced)."""
@@ -275,26 +280,14 @@ class ShardWriter:
             raise RuntimeError(f"{self.path} cannot be written: {error!r}") from error
 
     # -- in the threads -----------------------------------------------------------------------------
-    def _pack(self, buffer: PageBuffer, rows: int) -> _Packed:
+    def _pack(self, buffer: PageBuffer, rows: int) -> Packed:
         if self._error is not None:
-            return _Packed(np.zeros(rows, dtype=bool), 0, 0, 0)
-        kept = nonzero_rows(buffer.array[:rows])
-        count = int(np.count_nonzero(kept))
-        if not count:
-            return _Packed(kept, 0, 0, 0)
-        if count < rows:
-            buffer.array[:count] = buffer.array[:rows][kept]
-        buffer.array[count:] = 0
+            return Packed(np.zeros(rows, dtype=bool), 0, 0, 0)
         if not hasattr(self._local, "compressor"):
             self._local.compressor = compressor(self._level)
-        compressed = self._local.compressor.compress(buffer.bytes())
-        size = min(len(compressed), CHUNK)
-        stored = buffer.bytes()[:size]
-        if size < CHUNK:                                        # otherwise it does not pay: stored as it is
-            stored[:] = compressed
-        return _Packed(kept, count, size, zlib.crc32(stored))
+        return pack(buffer, rows, self._local.compressor)
 
-    def _store(self, buffer: PageBuffer, pieces: Pieces, pending: Future[_Packed] | None) -> None:
+    def _store(self, buffer: PageBuffer, pieces: Pieces, pending: Future[Packed] | None) -> None:
         try:
             if pending is not None:
                 packed = pending.result()
@@ -304,7 +297,7 @@ class ShardWriter:
             with self._change:
                 self._free.append(buffer)
 
-    def _append(self, buffer: PageBuffer, pieces: Pieces, packed: _Packed) -> None:
+    def _append(self, buffer: PageBuffer, pieces: Pieces, packed: Packed) -> None:
         first = len(self._chunks) * CHUNK_ROWS
         if packed.size:
             if len(self._chunks) == self._allocated:
@@ -395,7 +388,7 @@ class ShardWriter:
         self._backing.check()
         self._backing.sync()
         size = self._backing.size
-        live = int(runs["npages"][runs["kind"] == ROW].sum())
+        live = live_rows(runs)
         return ShardSummary(
             node=self.node, file=self.path.name, size=size, chunks=len(chunks), rows=self._rows,
             dead_rows=self._rows - live, stored=self._stored, put=self._put,

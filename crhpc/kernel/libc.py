@@ -33,13 +33,13 @@ NR: dict[str, int] = {
     "epoll_wait": 232, "epoll_ctl": 233, "tgkill": 234, "mbind": 237, "set_mempolicy": 238, "get_mempolicy": 239,
     "waitid": 247, "ioprio_set": 251, "ioprio_get": 252, "inotify_add_watch": 254, "inotify_rm_watch": 255,
     "openat": 257, "pselect6": 270, "ppoll": 271, "unshare": 272, "set_robust_list": 273, "get_robust_list": 274,
-    "tee": 276, "epoll_pwait": 281, "timerfd_create": 283, "timerfd_settime": 286, "timerfd_gettime": 287,
-    "accept4": 288, "signalfd4": 289, "eventfd2": 290, "epoll_create1": 291, "dup3": 292, "pipe2": 293,
-    "inotify_init1": 294, "rt_tgsigqueueinfo": 297, "prlimit64": 302, "setns": 308, "process_vm_readv": 310,
-    "process_vm_writev": 311, "kcmp": 312, "sched_setattr": 314, "sched_getattr": 315, "seccomp": 317, "getrandom": 318,
-    "memfd_create": 319, "userfaultfd": 323, "membarrier": 324, "mlock2": 325, "preadv2": 327, "pwritev2": 328,
-    "rseq": 334, "pidfd_send_signal": 424, "pidfd_open": 434, "clone3": 435, "close_range": 436, "pidfd_getfd": 438,
-    "epoll_pwait2": 441, "mseal": 462,
+    "tee": 276, "epoll_pwait": 281, "timerfd_create": 283, "fallocate": 285, "timerfd_settime": 286,
+    "timerfd_gettime": 287, "accept4": 288, "signalfd4": 289, "eventfd2": 290, "epoll_create1": 291, "dup3": 292,
+    "pipe2": 293, "inotify_init1": 294, "rt_tgsigqueueinfo": 297, "prlimit64": 302, "setns": 308,
+    "process_vm_readv": 310, "process_vm_writev": 311, "kcmp": 312, "sched_setattr": 314, "sched_getattr": 315,
+    "seccomp": 317, "getrandom": 318, "memfd_create": 319, "userfaultfd": 323, "membarrier": 324, "mlock2": 325,
+    "preadv2": 327, "pwritev2": 328, "rseq": 334, "pidfd_send_signal": 424, "pidfd_open": 434, "clone3": 435,
+    "close_range": 436, "pidfd_getfd": 438, "epoll_pwait2": 441, "mseal": 462,
 }
 """System call numbers of x86-64 (arch/x86/entry/syscalls/syscall_64.tbl)."""
 

@@ -40,7 +40,7 @@ def open_object(ctx: Dump, shared: SharedObject, *, force: bool) -> int:
     if not shared.deleted:
         ways.append(ctx.pod.outside(shared.path))
     ways += [f"/proc/{task.host}/map_files/{mapping.start:x}-{mapping.end:x}" for task, mapping in shared.mappers]
-    for way in ways:
+    for way in [*ways, *shared.links]:
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
         try:
             fd = directories.open_closed(way, flags) if force else os.open(way, flags)

@@ -1,59 +1,44 @@
-"""Address spaces: mappings with their attributes, private pages, brk, auxv, and the vdso where it was.
+"""Address spaces: mappings with their attributes, brk, auxv, the program's link, and the vdso where it was.
 
-Read from ``smaps``, ``stat``, ``auxv`` and the page map. A page counts when it is the process's own; pages
-that are still a file's are not saved, but the file is fingerprinted and a change is refused at restart.
-Rebuilt inside a stub (space.py): the mappings are made with their final protection and filled through
-``/proc/PID/mem``; guards, locks and seals come when they are full.
+Read from ``smaps``, ``stat`` and ``auxv``; what only the process itself can ask is asked in its name. Rebuilt inside
+a stub (space.py): the mappings are made with their final protection; what they hold comes after (pages.py).
 """
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from crhpc.errors import FileGone
-from crhpc.image.pages import ZERO
 from crhpc.image.records import U64
-from crhpc.kernel import proc, vm
-from crhpc.kernel.libc import PAGE
+from crhpc.kernel import descriptors, proc
 from crhpc.resources import Cut, Kind, Phase, at
 from crhpc.resources.context import Dump, Restore, Task
-from crhpc.resources.space import (
-    ANONYMOUS,
-    CONTENTS,
-    FILE,
-    KERNEL,
-    SHARED,
-    SYSV,
-    Vma,
-    lock,
-    map_all,
-    seal,
-    vacate,
-)
+from crhpc.resources.space import CONTENTS, FILE, SHARED, SYSV, Vma, backing, file_without_name, map_all, vacate
 
 _PR_SET_MM, _PR_SET_MM_MAP = 35, 14
-_MADV_GUARD_INSTALL = 102
+_PR_SET_MEMORY_MERGE, _PR_GET_MEMORY_MERGE = 67, 68
+_MCL_FUTURE, _MCL_ONFAULT = 2, 4
+_PROT_EXEC = 4
+_GONE = " (deleted)"
 
 _DEVICES = ("/[aio]", "anon_inode:", "/dev/infiniband", "/dev/nvidia", "/dev/dri", "/dev/kfd")
-_REFUSED = {"pf": "memory of a device", "io": "memory of a device", "mm": "memory of a device",
-            "ht": "huge pages of hugetlbfs", "ss": "a shadow stack",
-            "um": "memory watched by userfaultfd", "uw": "memory watched by userfaultfd"}
-_CURES = {
-    "memory of a device": "keep the MPI off it (UCX_TLS=tcp,sm,self; OMPI_MCA_btl=self,sm,tcp; no GPU)",
-    "huge pages of hugetlbfs": "use transparent huge pages instead (MAP_HUGETLB off)",
-    "a shadow stack": "start the job with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off",
-    "memory watched by userfaultfd": "turn that feature of the program off",
+_DEVICE = "memory of a device", "keep the MPI off it (UCX_TLS=tcp,sm,self; OMPI_MCA_btl=self,sm,tcp; no GPU)"
+_WATCHED = "memory watched by userfaultfd", "turn that feature of the program off"
+_FLAGS = {
+    "pf": _DEVICE, "io": _DEVICE, "mm": _DEVICE, "um": _WATCHED, "uw": _WATCHED, "ui": _WATCHED,
+    "ht": ("huge pages of hugetlbfs", "use transparent huge pages instead (MAP_HUGETLB off)"),
+    "ss": ("a shadow stack", "start the job with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off"),
 }
+"""VmFlags of what can't be saved, and the cure."""
 
 
 @dataclass(frozen=True, slots=True)
 class AddressSpace:
-    """The memory of one process; the numbers of struct prctl_mm_map (prctl(2), PR_SET_MM)."""
+    """The memory of one process; most are the numbers of struct prctl_mm_map (prctl(2), PR_SET_MM)."""
 
     pid: int
-    pages: int = field(metadata={"doc": "page object of the private pages; page numbers are addresses / 4096"})
     start_code: U64
     end_code: U64
     start_data: U64
@@ -67,85 +52,44 @@ class AddressSpace:
     env_end: U64
     auxv: bytes
     exe: str = field(metadata={"path": True})
-
-
-@dataclass(frozen=True, slots=True)
-class GuardRegion:
-    """Pages of a mapping whose every use is a fault (madvise(2), MADV_GUARD_INSTALL)."""
-
-    pid: int
-    start: U64
-    end: U64
-
-
-@dataclass(frozen=True, slots=True)
-class MappedFile:
-    """A file that must be at restart what it was: code and read-only data are not in the image."""
-
-    path: str = field(metadata={"path": True})
-    size: int
-    mtime: int = field(metadata={"doc": "nanoseconds"})
-    user: int = field(metadata={"doc": "the pid of a process that maps it"})
-    program: str
-
-
-def backing(mapping: proc.Mapping) -> str:
-    """What backs a mapping."""
-    if mapping.special:
-        return KERNEL
-    if mapping.name.startswith("/SYSV") and mapping.shared:
-        return SYSV
-    if mapping.shared:
-        return SHARED
-    if mapping.inode == 0:
-        return ANONYMOUS
-    return CONTENTS if mapping.deleted else FILE
+    exe_object: int = field(metadata={"doc": "id in the table shared_file of a program whose file is gone; else -1"})
+    lock_future: int = field(metadata={"doc": "MCL_FUTURE and MCL_ONFAULT, where all to come is locked (mlockall)"})
+    merged: bool = field(metadata={"doc": "all memory may be merged with equal pages (PR_SET_MEMORY_MERGE)"})
 
 
 class MemoryKind(Kind):
     name = "memory"
-    records = (AddressSpace, Vma, GuardRegion, MappedFile)
-    saved = ("private memory with its protection, madvise and mlock settings, guard regions and names, the heap's end, "
-             "auxv, /proc/PID/exe, the vdso at its address; of read-only file mappings a fingerprint")
-    refused = "memory of devices, hugetlbfs, shadow stacks, memory under userfaultfd, io_uring and AIO rings"
+    records = (AddressSpace, Vma)
+    saved = ("mappings with protection, madvise and mlock settings, seals and names; locking and merging of all memory "
+             "to come; the heap's end, auxv, where arguments and environment are, the vdso at its address; "
+             "/proc/PID/exe, also of a program whose file is gone")
+    refused = ("memory of devices, huge pages of hugetlbfs, secret memory, protection keys, shadow stacks, memory "
+               "under userfaultfd, io_uring and AIO rings")
 
     @at(Cut.INSPECT)
     def inspect(self, ctx: Dump) -> None:
         for task in ctx.tasks:
             for mapping in task.mappings:
-                for flag in sorted(mapping.flags & _REFUSED.keys()):
-                    if not mapping.special and not (flag == "mm" and mapping.inode == 0):
-                        what = _REFUSED[flag]
-                        raise ctx.refuse(f"{what} ({mapping.name or 'anonymous'} at {mapping.start:#x})", task,
-                                         _CURES[what])
-                if mapping.name.startswith(_DEVICES):
-                    raise ctx.refuse(f"the mapping of {mapping.path}", task,
-                                     "run without asynchronous I/O rings, GPUs and InfiniBand")
+                what, cure = ("", "") if mapping.special else _refusal(ctx, mapping)
+                if what:
+                    raise ctx.refuse(f"{what} ({mapping.path or 'anonymous'} at {mapping.start:#x})", task, cure)
 
     @at(Cut.COLLECT)
     def dump(self, ctx: Dump) -> None:
-        files: dict[str, MappedFile] = {}
         for task in ctx.tasks:
             for mapping in task.mappings:
                 ctx.add(_vma(ctx, task, mapping))
-                if backing(mapping) == FILE and mapping.path not in files:
-                    files[mapping.path] = _fingerprint(ctx, task, mapping.path)
-        for row in files.values():
-            ctx.add(row)
+            ctx.add(_address_space(ctx, task))
 
     @at(Cut.CONTENT)
-    def dump_pages(self, ctx: Dump) -> None:
-        for task in ctx.tasks:
-            number = ctx.writer.object(f"memory of {task.pid}")
-            ctx.add(_address_space(ctx, task, number))
-            _save_pages(ctx, task, number)
-
-    @at(Phase.CHECK)
-    def check(self, ctx: Restore) -> None:
-        """Refuse when a mapped file is gone or has changed; those of private places come from the image."""
-        for row in ctx.rows(MappedFile):
-            if not ctx.pod.private(row.path):
-                _check_file(ctx, row)
+    def find_files_without_names(self, ctx: Dump) -> None:
+        """By now it is known which of them are in the image with their contents."""
+        mappings = {(task.pid, mapping.start): mapping for task in ctx.tasks for mapping in task.mappings}
+        rows: list[Vma] = ctx.rows.get(Vma, [])
+        for i, row in enumerate(rows):
+            if row.backing == CONTENTS:
+                number = file_without_name(ctx, mappings[row.pid, row.start])
+                rows[i] = row if number < 0 else replace(row, backing=FILE, shared_object=number)
 
     @at(Phase.SPACE)
     def restore_space(self, ctx: Restore) -> None:
@@ -156,114 +100,109 @@ class MemoryKind(Kind):
         for pid, task in ctx.tasks.items():
             vmas = by_pid[pid]
             vacate(ctx, task, vmas)
+            _set_mm(ctx, task, spaces[pid])   # while nothing is mapped that could be the stub's own program: EBUSY
             map_all(ctx, task, vmas)
-            _set_mm(task, spaces[pid])
 
-    @at(Phase.PAGES)
-    def restore_pages(self, ctx: Restore) -> None:
-        owners = {row.pages: ctx.tasks[row.pid] for row in ctx.rows(AddressSpace)}
-        memories = {number: vm.Memory(task.host) for number, task in owners.items()}
-        try:
-            for number, first, data in ctx.shard.walk(set(owners)):
-                memories[number].write(first * PAGE, data)
-            for row in ctx.rows(AddressSpace):
-                _write_zeros(ctx, row, memories[row.pages])
-        finally:
-            for memory in memories.values():
-                memory.close()
-        for guard in ctx.rows(GuardRegion):
-            ctx.tasks[guard.pid].call("madvise", guard.start, guard.end - guard.start, _MADV_GUARD_INSTALL)
-        for vma in ctx.rows(Vma):
-            if vma.backing != KERNEL and "lo" in vma.flags.split():
-                lock(ctx, vma)
-            if vma.backing != KERNEL and "sl" in vma.flags.split():
-                seal(ctx.tasks[vma.pid], vma)
+    @at(Phase.STATE)
+    def restore_future(self, ctx: Restore) -> None:
+        """What holds for all mappings to come, when those from before are made."""
+        for row in ctx.rows(AddressSpace):
+            if row.merged:
+                ctx.tasks[row.pid].call("prctl", _PR_SET_MEMORY_MERGE, 1, 0, 0, 0)
+            if row.lock_future:
+                try:
+                    ctx.tasks[row.pid].call("mlockall", row.lock_future)
+                except OSError as error:
+                    ctx.warn(f"memory that pid {row.pid} will map cannot be locked here ({error.strerror})")
 
 
 # -- dump -----------------------------------------------------------------------------------------------
+def _refusal(ctx: Dump, mapping: proc.Mapping) -> tuple[str, str]:
+    """Why a mapping can't be saved and the cure; empty where it can."""
+    for flag in sorted(mapping.flags & _FLAGS.keys()):
+        if not (flag == "mm" and mapping.inode == 0):
+            return _FLAGS[flag]
+    if mapping.name.startswith(_DEVICES):
+        return "a mapping of a device", "run without asynchronous I/O rings, GPUs and InfiniBand"
+    if mapping.name.startswith("/secretmem"):
+        return "secret memory (memfd_secret)", "turn off what keeps secrets in it"
+    if mapping.protection_key and mapping.protection != _PROT_EXEC:   # of these the kernel has chosen the key
+        return "memory under a protection key (pkey_mprotect)", "turn that feature of the program off"
+    if backing(mapping) == SHARED and not mapping.deleted and not ctx.pod.is_regular(mapping.path):
+        return "a shared mapping of a device", "run without what maps it"
+    return "", ""
+
+
 def _vma(ctx: Dump, task: Task, mapping: proc.Mapping) -> Vma:
     kind = backing(mapping)
     number = -1
     if kind == SHARED:
-        shared = ctx.object(mapping.device, mapping.inode, mapping.path, deleted=mapping.deleted)
+        nameless = mapping.name.startswith("[")   # shared anonymous memory with a name (PR_SET_VMA)
+        path, deleted = ("/dev/zero", True) if nameless else (mapping.path, mapping.deleted)
+        shared = ctx.object(mapping.device, mapping.inode, path, deleted=deleted)
         shared.mappers.append((task, mapping))
         number = shared.id
+    elif kind == CONTENTS:
+        _add_way(ctx, mapping.device, mapping.inode, mapping.path,
+                 f"/proc/{task.host}/map_files/{mapping.start:x}-{mapping.end:x}")
     elif kind == SYSV:
         number = mapping.inode
     return Vma(task.pid, U64(mapping.start), U64(mapping.end), mapping.protection, kind, number,
                U64(mapping.offset), mapping.path, " ".join(sorted(mapping.flags)))
 
 
-def _fingerprint(ctx: Dump, task: Task, path: str) -> MappedFile:
-    try:
-        stat = os.stat(ctx.pod.outside(path))
-    except OSError:
-        raise ctx.refuse(f"the mapping of {path}, which cannot be reached", task, "keep the file where it is") from None
-    return MappedFile(path, stat.st_size, stat.st_mtime_ns, task.pid, task.program)
+def _add_way(ctx: Dump, device: int, inode: int, path: str, way: str) -> int:
+    """Have a file without a name saved if it can be opened this way; its object, or -1."""
+    with contextlib.suppress(OSError):
+        os.close(os.open(way, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+        shared = ctx.object(device, inode, path, deleted=True)
+        shared.links.append(way)
+        return shared.id
+    return -1
 
 
-def _address_space(ctx: Dump, task: Task, number: int) -> AddressSpace:
+_knows_merging = True
+
+
+def _address_space(ctx: Dump, task: Task) -> AddressSpace:
+    global _knows_merging
     stat = proc.stat(task.host)
     words = {name: U64(getattr(stat, name)) for name in (
         "start_code", "end_code", "start_data", "end_data", "start_brk", "start_stack", "arg_start", "arg_end",
         "env_start", "env_end")}
-    return AddressSpace(pid=task.pid, pages=number, brk=U64(task.call("brk", 0)), auxv=proc.auxv(task.host),
-                        exe=os.readlink(f"/proc/{task.host}/exe"), **words)
-
-
-def _save_pages(ctx: Dump, task: Task, number: int) -> None:
-    pieces: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
-    pagemap = os.open(f"/proc/{task.host}/pagemap", os.O_RDONLY)
+    calls: list[tuple[str, tuple[int, ...]]] = [("brk", (0,)), ("prctl", (_PR_GET_MEMORY_MERGE, 0, 0, 0, 0))]
     try:
-        for mapping in task.mappings:
-            kind = backing(mapping)
-            if kind not in (ANONYMOUS, FILE, CONTENTS):
-                continue
-            own, guards = vm.populated(pagemap, mapping.start, mapping.end, private_file=kind == FILE)
-            if kind == CONTENTS:
-                own = _reachable(task, mapping, guards)
-            pieces[mapping.read] += [(address // PAGE, count) for address, count in own]
-            for address, count in guards:
-                ctx.add(GuardRegion(task.pid, U64(address), U64(address + count * PAGE)))
-    finally:
-        os.close(pagemap)
-    for readable in (True, False):
-        ctx.save_task_memory("", task.host, pieces[readable], page_object=number, readable=readable)
+        results = task.area.run(calls[:1 + _knows_merging])
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        _knows_merging = False   # before Linux 6.4
+        results = task.area.run(calls[:1])
+    exe = os.readlink(f"/proc/{task.host}/exe")
+    number = -1
+    if exe.endswith(_GONE):
+        file = os.stat(f"/proc/{task.host}/exe")
+        number = _add_way(ctx, file.st_dev, file.st_ino, exe.removesuffix(_GONE), f"/proc/{task.host}/exe")
+    return AddressSpace(pid=task.pid, brk=U64(results[0]), auxv=proc.auxv(task.host), exe=exe, exe_object=number,
+                        lock_future=_lock_future(task), merged=results[1:] == [1], **words)
 
 
-def _reachable(task: Task, mapping: proc.Mapping, guards: vm.Runs) -> vm.Runs:
-    """The pages of a mapping that hold anything: not those behind the file's end, nor guards, as (address, count)."""
-    edges = [mapping.start, *(edge for at, count in guards for edge in (at, at + count * PAGE)), mapping.end]
-    found = []
-    with contextlib.closing(vm.Memory(task.host)) as memory:
-        for start, end in zip(edges[::2], edges[1::2], strict=True):
-            low, high = 0, (end - start) // PAGE
-            while low < high:
-                middle = (low + high + 1) // 2
-                try:
-                    memory.read_into(memoryview(bytearray(1)), start + (middle - 1) * PAGE)
-                    low = middle
-                except OSError:
-                    high = middle - 1
-            found += [(start, low)] if low else []
-    return found
+def _lock_future(task: Task) -> int:
+    """Whether new memory is locked: our scratch area is the newest that there is."""
+    locked = sum(mapping.size for mapping in task.mappings if "lo" in mapping.flags)
+    if proc.status(task.host).number("VmLck") * 1024 < locked + task.area.size:
+        return 0
+    flags = next(m.flags for m in proc.smaps(task.host) if m.start <= task.area.address < m.end)
+    return _MCL_FUTURE | (_MCL_ONFAULT if "lf" in flags else 0) if "lo" in flags else 0
 
 
 # -- restore --------------------------------------------------------------------------------------------
-def _check_file(ctx: Restore, row: MappedFile) -> None:
-    try:
-        stat = os.stat(ctx.pod.outside(row.path))
-    except OSError as error:
-        raise FileGone(image=ctx.image, path=row.path, why=f"cannot be read ({error.strerror})",
-                       pid=row.user, program=row.program) from None
-    if (stat.st_size, stat.st_mtime_ns) != (row.size, row.mtime):
-        raise FileGone(image=ctx.image, path=row.path, why="has changed", pid=row.user, program=row.program)
-
-
-def _set_mm(task: Task, row: AddressSpace) -> None:
+def _set_mm(ctx: Restore, task: Task, row: AddressSpace) -> None:
     """PR_SET_MM_MAP with all fields; the exe link too, unless it is the stub's own program already."""
     exe_fd = -1
-    if not row.exe.endswith(" (deleted)") and not _same_file(f"/proc/{task.host}/exe", row.exe):
+    if row.exe_object >= 0:
+        (exe_fd,) = descriptors.push(ctx.control, task.area, ctx.control_number, [_program_file(ctx, row.exe_object)])
+    elif not row.exe.endswith(_GONE) and not _same_file(f"/proc/{task.host}/exe", row.exe):
         with task.area.batch() as batch:
             batch.call("open", batch.string(row.exe), os.O_RDONLY, 0)
         exe_fd = batch.results[0]
@@ -277,24 +216,17 @@ def _set_mm(task: Task, row: AddressSpace) -> None:
             batch.call("close", exe_fd)
 
 
+def _program_file(ctx: Restore, number: int) -> int:
+    """A file of the image's, open so that it can be a program: executable, and for nobody to write."""
+    held = ctx.held[number]
+    reading = ctx.readonly(number)
+    os.fchmod(reading, 0o700)
+    os.dup2(reading, held, inheritable=False)   # the last that could write (execve(2), ETXTBSY)
+    return reading
+
+
 def _same_file(link: str, path: str) -> bool:
     try:
         return os.path.samefile(link, path)
     except OSError:
         return False
-
-
-def _write_zeros(ctx: Restore, row: AddressSpace, memory: vm.Memory) -> None:
-    """Zero pages matter where a file lies beneath: the process's own copy was all zeros."""
-    over_files = [(v.start // PAGE, v.end // PAGE) for v in ctx.rows(Vma) if v.pid == row.pid and v.backing == FILE]
-    for first, count in _zero_runs(ctx, row.pages):
-        for start, end in over_files:
-            low, high = max(first, start), min(first + count, end)
-            if low < high:
-                memory.write(low * PAGE, bytes((high - low) * PAGE))
-
-
-def _zero_runs(ctx: Restore, pages: int) -> list[tuple[int, int]]:
-    runs = ctx.shard.runs(pages)
-    zero = runs[runs["kind"] == ZERO]
-    return list(zip(zero["page"].tolist(), zero["npages"].tolist(), strict=True))

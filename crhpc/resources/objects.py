@@ -10,9 +10,11 @@ they hold.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import stat as modes
+import tempfile
 from dataclasses import dataclass, field
 
 from crhpc.errors import CheckpointFailed, FileGone
@@ -32,9 +34,13 @@ from crhpc.resources.contents import (
     written_by_mapping,
 )
 from crhpc.resources.context import Dump, Restore, SharedObject, Task
-from crhpc.resources.residency import resident
+from crhpc.resources.residency import resident, without_guards
 
 _F_GET_SEALS, _F_ADD_SEALS = 1034, 1033
+_F_SEAL_WRITE, _F_SEAL_EXEC, _MFD_NOEXEC_SEAL = 8, 0x20, 8
+_EXECUTABLE = 0o111
+_PLACE = ".crhpc-"
+"""How the name of a directory begins in which a file was made that has no name any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +83,9 @@ class ObjectsKind(Kind):
         for row in rows:
             ctx.hold(row.id, _open_plain(ctx, row) if row.place == PLAIN else _create(ctx, row))
         fill(ctx, {row.pages: (ctx.held[row.id], row.size) for row in rows if row.place != PLAIN})
+        for row in rows:
+            if row.seals & _F_SEAL_WRITE:   # before it is mapped: no mapping then counts as one that could write
+                fcntl.fcntl(ctx.held[row.id], _F_ADD_SEALS, _F_SEAL_WRITE)
 
     @at(Phase.INSTALL)
     def finish(self, ctx: Restore) -> None:
@@ -120,16 +129,18 @@ def _dump_mapped(ctx: Dump, shared: SharedObject, place: str) -> SharedFile:
 
 
 def _dump_mapping(ctx: Dump, task: Task, mapping: proc.Mapping, pages: int) -> None:
-    base = mapping.start - mapping.offset
-    pieces = [((address - base) // PAGE, count) for address, count in resident(task, mapping)]
-    ctx.save_task_memory("", task.host, pieces, base=base, page_object=pages, readable=mapping.read)
+    with without_guards(task, mapping) as shown:
+        base = shown.start - shown.offset
+        pieces = [((address - base) // PAGE, count) for address, count in resident(task, shown)]
+        ctx.save_task_memory("", task.host, pieces, base=base, page_object=pages, readable=shown.read)
 
 
 # -- restore --------------------------------------------------------------------------------------------
 def _create(ctx: Restore, row: SharedFile) -> int:
     if row.place in (MEMFD, ANONYMOUS):
         name = row.path.removeprefix("/memfd:") if row.place == MEMFD else "dev-zero"
-        fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        executable = _MFD_NOEXEC_SEAL if row.seals & _F_SEAL_EXEC else 0
+        fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | executable)
     elif row.place == UNLINKED:
         fd = _create_unlinked(ctx, row)
     else:
@@ -149,7 +160,11 @@ def _open_plain(ctx: Restore, row: SharedFile) -> int:
 def _create_unlinked(ctx: Restore, row: SharedFile) -> int:
     """Where it was, else where the pod can always write. It can be given a name again if it could before."""
     path = ctx.pod.outside(row.path)
-    for folder in (os.path.dirname(path), ctx.pod.outside(ctx.pod.temporary)):
+    for folder in (_without_place(os.path.dirname(path)), ctx.pod.outside(ctx.pod.temporary)):
+        if row.mode & _EXECUTABLE:
+            with contextlib.suppress(OSError):
+                return _create_program(folder, os.path.basename(path))
+            continue
         with contextlib.suppress(OSError):
             return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
         name = os.path.join(folder, f"{os.path.basename(path)[:200]}.crhpc-{row.id}")
@@ -157,8 +172,32 @@ def _create_unlinked(ctx: Restore, row: SharedFile) -> int:
             fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             os.unlink(name)
             return fd
+    if row.mode & _EXECUTABLE:
+        return os.memfd_create(os.path.basename(path), os.MFD_CLOEXEC)
     raise FileGone(image=ctx.image, path=os.path.dirname(row.path), why="takes no file", pid=0,
                    program="an unlinked file")
+
+
+def _create_program(folder: str, name: str) -> int:
+    """In a directory of its own: of a program the link /proc/PID/exe still tells its name.
+
+    Raises:
+        OSError: it can't be made, or could not be executed there.
+    """
+    if os.statvfs(folder).f_flag & os.ST_NOEXEC:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
+    place = tempfile.mkdtemp(prefix=_PLACE, dir=folder)
+    try:
+        fd = os.open(os.path.join(place, name), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        os.unlink(os.path.join(place, name))
+        return fd
+    finally:
+        os.rmdir(place)
+
+
+def _without_place(folder: str) -> str:
+    """Where an earlier restart made a file in a directory of its own: what that was in."""
+    return os.path.dirname(folder) if os.path.basename(folder).startswith(_PLACE) else folder
 
 
 def _finish(fd: int, row: SharedFile) -> None:

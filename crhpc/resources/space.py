@@ -6,7 +6,9 @@ System V, attached.
 """
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
 import resource
 import struct
@@ -17,17 +19,24 @@ from crhpc.image.records import U64
 from crhpc.kernel import descriptors, proc, ptrace
 from crhpc.kernel.libc import PAGE
 from crhpc.kernel.tracee import Area, Batch
-from crhpc.resources.context import Restore, Task
+from crhpc.resources.context import Dump, Restore, Task
 
+_NOT_OURS = ("[vsyscall]", "[uprobes]")
+"""Pages of the kernel's that no restart makes: at a fixed address, or of whoever traces with uprobes."""
 TASK_SIZE = 0x7FFFFFFFF000
 _AREA_SIZE = 1 << 20
 _KERNEL_PAGES_ROOM = 1 << 20
+_PROT_WRITE = 2
 _MAP_SHARED, _MAP_PRIVATE, _MAP_ANONYMOUS = 1, 2, 0x20
 _MAP_GROWSDOWN, _MAP_NORESERVE, _MAP_FIXED_NOREPLACE = 0x100, 0x4000, 0x100000
 _MREMAP_MOVE_FIXED = 3
 _PR_SET_VMA, _PR_SET_VMA_ANON_NAME = 0x53564D41, 0
 _MLOCK_ONFAULT = 1
 _MAP_DROPPABLE = 8
+_AT_ONCE = 1 << 30
+"""Larger mappings are made in pieces, which the kernel joins: it gives less than there is memory in one go
+(Documentation/mm/overcommit-accounting.rst)."""
+_F_GET_SEALS, _F_SEAL_WRITE = 1034, 8
 _IPC_STAT, _SHM_RDONLY, _SHM_EXEC = 2, 0o10000, 0o100000
 _SEGMENT_SIZE_AT = 48
 """Of shm_segsz in struct shmid64_ds."""
@@ -39,6 +48,31 @@ ANONYMOUS, FILE, CONTENTS, SHARED, SYSV, KERNEL = "anonymous", "file", "contents
 """What backs a mapping. ``contents``: a private mapping of a file whose name is gone, saved whole."""
 
 
+def backing(mapping: proc.Mapping) -> str:
+    """What backs a mapping, as far as it tells itself."""
+    if mapping.special:
+        return KERNEL
+    if mapping.name.startswith("/SYSV") and mapping.shared:
+        return SYSV
+    if mapping.shared:
+        return SHARED
+    if mapping.inode == 0:
+        return ANONYMOUS
+    return CONTENTS if mapping.deleted else FILE
+
+
+def backing_in(ctx: Dump, mapping: proc.Mapping) -> str:
+    """The same when all objects are known: a file without a name is mapped again where its contents are at hand."""
+    kind = backing(mapping)
+    return FILE if kind == CONTENTS and file_without_name(ctx, mapping) >= 0 else kind
+
+
+def file_without_name(ctx: Dump, mapping: proc.Mapping) -> int:
+    """The object of a file whose name is gone, where it can be opened; else -1."""
+    shared = ctx.objects.get((mapping.device, mapping.inode))
+    return shared.id if shared is not None and (shared.files or shared.links) else -1
+
+
 @dataclass(frozen=True, slots=True)
 class Vma:
     """One mapping: a line of ``maps``."""
@@ -48,7 +82,8 @@ class Vma:
     end: U64
     protection: int
     backing: str
-    shared_object: int = field(metadata={"doc": "id in the table shared_file, or the SysV id, or -1"})
+    shared_object: int = field(metadata={"doc": "id in the table shared_file (of a private mapping: of a file without "
+                                                 "a name), or the SysV id, or -1"})
     offset: U64
     path: str = field(metadata={"path": True})
     flags: str = field(metadata={"doc": "VmFlags of smaps"})
@@ -67,8 +102,8 @@ def _hole(taken: list[tuple[int, int]], size: int) -> int:
 def vacate(ctx: Restore, task: Task, vmas: list[Vma]) -> None:
     """Empty a stub's address space but for a scratch area; put the vdso where the image has it."""
     own = proc.maps(task.host)
-    old = {m.name: m for m in own if m.special and m.name != "[vsyscall]"}
-    new = {row.path: row for row in vmas if row.backing == KERNEL and row.path != "[vsyscall]"}
+    old = {m.name: m for m in own if m.special and m.name not in _NOT_OURS}
+    new = {row.path: row for row in vmas if row.backing == KERNEL and row.path not in _NOT_OURS}
     if {name: m.size for name, m in old.items()} != {name: row.end - row.start for name, row in new.items()}:
         raise OtherMachine(image=ctx.image, what="this kernel's vdso has another layout",
                            cure="restart on a node with the kernel of the checkpoint")
@@ -102,17 +137,19 @@ def _unregister_rseq(task: Task) -> None:
 
 
 def map_all(ctx: Restore, task: Task, vmas: list[Vma]) -> None:
+    """Make all mappings, and say of each what madvise(2) knows of it; empty yet."""
     numbers = _receive_shared(ctx, task, vmas)
     free = next(n for n in range(len(numbers) + 2) if n not in numbers.values() and n != ctx.control_number)
     with task.area.batch() as batch:
         path = ""
         for row in vmas:
-            if row.backing == FILE and row.path != path:
+            by_name = row.backing == FILE and row.shared_object < 0
+            if by_name and row.path != path:
                 if path:
                     batch.call("close", free)
                 batch.call("open", batch.string(row.path), os.O_RDONLY, 0)
                 path = row.path
-            _map(batch, row, free, numbers)
+            _map(batch, row, free if by_name else numbers.get(_wanted(ctx, row), -1))
         if path:
             batch.call("close", free)
     _attach_all(task, vmas)
@@ -123,26 +160,42 @@ def map_all(ctx: Restore, task: Task, vmas: list[Vma]) -> None:
             batch.call("close_range", low, high, 0)
 
 
+def _wanted(ctx: Restore, row: Vma) -> tuple[int, bool]:
+    """The object of a mapping, and whether a descriptor that can write to it made the mapping."""
+    if row.backing != SHARED:
+        return row.shared_object, False
+    flags = row.flags.split()
+    if "sh" in flags and "mw" not in flags:   # sealed before it was mapped (fcntl(2), F_SEAL_WRITE)?
+        with contextlib.suppress(OSError):
+            sealed = fcntl.fcntl(ctx.held[row.shared_object], _F_GET_SEALS)
+            return row.shared_object, bool(sealed & _F_SEAL_WRITE)
+    return row.shared_object, "mw" in flags
+
+
 def _receive_shared(ctx: Restore, task: Task, vmas: list[Vma]) -> dict[tuple[int, bool], int]:
-    """Give a stub the shared objects that it maps; (object, writable) to its number there."""
-    wanted = sorted({(row.shared_object, "mw" in row.flags.split()) for row in vmas if row.backing == SHARED})
+    """Give a stub the objects that it maps; (object, writable) to its number there."""
+    wanted = sorted({_wanted(ctx, row) for row in vmas
+                     if row.backing == SHARED or (row.backing == FILE and row.shared_object >= 0)})
     local = [ctx.held[number] if writable else ctx.readonly(number) for number, writable in wanted]
     there = descriptors.push(ctx.control, task.area, ctx.control_number, local)
     return dict(zip(wanted, there, strict=True))
 
 
-def _map(batch: Batch, row: Vma, fd: int, numbers: dict[tuple[int, bool], int]) -> None:
-    size = row.end - row.start
+def _map(batch: Batch, row: Vma, fd: int) -> None:
+    if row.backing in (KERNEL, SYSV):
+        return
     flags = row.flags.split()
-    extra = _MAP_FIXED_NOREPLACE | (_MAP_NORESERVE if "nr" in flags else 0)
+    kind = _MAP_SHARED if row.backing == SHARED else _MAP_DROPPABLE if "dp" in flags else _MAP_PRIVATE
+    extra = (_MAP_NORESERVE if "nr" in flags else 0) | (_MAP_GROWSDOWN if "gd" in flags else 0)
     if row.backing in (ANONYMOUS, CONTENTS):
-        extra |= (_MAP_GROWSDOWN if "gd" in flags else 0) | (_MAP_DROPPABLE if "dp" in flags else _MAP_PRIVATE)
-        batch.call("mmap", row.start, size, row.protection, _MAP_ANONYMOUS | extra, -1, 0)
-    elif row.backing == FILE:
-        batch.call("mmap", row.start, size, row.protection, _MAP_PRIVATE | extra, fd, row.offset)
-    elif row.backing == SHARED:
-        number = numbers[row.shared_object, "mw" in flags]
-        batch.call("mmap", row.start, size, row.protection, _MAP_SHARED | extra, number, row.offset)
+        fd, offset, extra = -1, 0, extra | _MAP_ANONYMOUS
+    else:
+        offset = row.offset
+    size = row.end - row.start
+    at_once = _AT_ONCE if row.protection & _PROT_WRITE and not extra & (_MAP_NORESERVE | _MAP_GROWSDOWN) else size
+    for done in range(0, size, at_once):
+        batch.call("mmap", row.start + done, min(at_once, size - done), row.protection,
+                   kind | _MAP_FIXED_NOREPLACE | extra, fd, 0 if fd < 0 else offset + done)
 
 
 def _attach_all(task: Task, vmas: list[Vma]) -> None:

@@ -6,18 +6,19 @@ for the moment. Ids are kept (kernel.shm_next_id), as programs pass them on.
 from __future__ import annotations
 
 import contextlib
+import resource
 import struct
 from dataclasses import dataclass, field
 
 from crhpc.kernel import proc
 from crhpc.kernel.libc import PAGE
-from crhpc.kernel.vm import Memory
 from crhpc.resources import Cut, Kind, Phase, at
 from crhpc.resources.context import Dump, Restore, Task
-from crhpc.resources.residency import resident
+from crhpc.resources.filling import fill_memory
+from crhpc.resources.residency import resident, without_guards
 
-_IPC_RMID, _IPC_SET, _IPC_STAT = 0, 1, 2
-_SHM_DEST, _SHM_RDONLY = 0o1000, 0o10000
+_IPC_RMID, _IPC_SET, _IPC_STAT, _SHM_LOCK = 0, 1, 2, 11
+_SHM_DEST, _SHM_LOCKED, _SHM_RDONLY = 0o1000, 0o2000, 0o10000
 _SHMID_DS = struct.Struct("iIIIIIHH4x2Q QqqqiiQ2Q")
 """struct shmid64_ds: key uid gid cuid cgid mode seq ..., size, three times, two pids, attached, two spare."""
 
@@ -33,14 +34,17 @@ class SysvSegment:
     gid: int
     size: int
     removed: bool = field(metadata={"doc": "marked for removal: it goes with its last attachment"})
+    locked: bool = field(metadata={"doc": "its pages stay in memory (shmctl(2), SHM_LOCK)"})
     pages: int = field(metadata={"doc": "page object"})
 
 
 class SysvIpcKind(Kind):
     name = "sysvipc"
     records = (SysvSegment,)
-    saved = "System V shared memory with ids, keys, modes and the mark for removal"
-    refused = "System V semaphores and message queues; a segment that no task of the job may read"
+    saved = ("System V shared memory with ids, keys, owners, modes, locks and the mark for removal; times and the "
+             "process that made it are those of the restart")
+    refused = ("System V semaphores and message queues; a segment that no task of the job may read; segments of huge "
+               "pages (SHM_HUGETLB)")
 
     @at(Cut.INSPECT)
     def inspect(self, ctx: Dump) -> None:
@@ -57,7 +61,7 @@ class SysvIpcKind(Kind):
             words = _SHMID_DS.unpack(raw)
             key, uid, gid, mode, size = words[0], words[1], words[2], words[5], words[10]
             ctx.add(SysvSegment(number, key, mode & 0o777, uid, gid, size, bool(mode & _SHM_DEST),
-                                _save(ctx, task, number, size)))
+                                bool(mode & _SHM_LOCKED), _save(ctx, task, number, size)))
 
     @at(Phase.OBJECTS)
     def create(self, ctx: Restore) -> None:
@@ -73,21 +77,19 @@ class SysvIpcKind(Kind):
             return
         task = next(iter(ctx.tasks.values()))
         addresses = {number: task.call("shmat", row.id, 0, 0) for number, row in rows.items()}
-        memory = Memory(task.host)
-        try:
-            for number, first, data in ctx.shard.walk(set(rows)):
-                memory.write(addresses[number] + first * PAGE, data)
-        finally:
-            memory.close()
+        fill_memory(ctx, {number: (task.host, address) for number, address in addresses.items()})
         for address in addresses.values():
             task.call("shmdt", address)
 
     @at(Phase.OPEN)
-    def mark_removed(self, ctx: Restore) -> None:
+    def mark(self, ctx: Restore) -> None:
         """Once everybody has attached it."""
         for row in ctx.rows(SysvSegment):
+            task = next(iter(ctx.tasks.values()))
+            if row.locked:
+                _lock(ctx, task, row)
             if row.removed:
-                next(iter(ctx.tasks.values())).call("shmctl", row.id, _IPC_RMID, 0)
+                task.call("shmctl", row.id, _IPC_RMID, 0)
 
 
 def _stat(ctx: Dump, number: int) -> tuple[Task, bytes]:
@@ -111,11 +113,24 @@ def _save(ctx: Dump, task: Task, number: int, size: int) -> int:
     address = task.call("shmat", number, 0, _SHM_RDONLY)
     try:
         mapping = next(m for m in proc.smaps(task.host) if m.start == address)
+        if "ht" in mapping.flags:
+            raise ctx.refuse(f"System V segment {number} of huge pages", task, "make it without SHM_HUGETLB")
         return _save_mapping(ctx, task, number, mapping)
     finally:
         task.call("shmdt", address)
 
 
 def _save_mapping(ctx: Dump, task: Task, number: int, mapping: proc.Mapping) -> int:
-    pieces = [((address - mapping.start) // PAGE, count) for address, count in resident(task, mapping)]
-    return ctx.save_task_memory(f"sysv {number}", task.host, pieces, base=mapping.start)
+    with without_guards(task, mapping) as shown:
+        pieces = [((address - shown.start) // PAGE, count) for address, count in resident(task, shown)]
+        return ctx.save_task_memory(f"sysv {number}", task.host, pieces, base=shown.start)
+
+
+def _lock(ctx: Restore, task: Task, row: SysvSegment) -> None:
+    """Up to the hard limit of locked memory; the soft one follows later, with the other limits."""
+    _soft, hard = resource.prlimit(task.host, resource.RLIMIT_MEMLOCK)
+    resource.prlimit(task.host, resource.RLIMIT_MEMLOCK, (hard, hard))
+    try:
+        task.call("shmctl", row.id, _SHM_LOCK, 0)
+    except OSError as error:
+        ctx.warn(f"System V segment {row.id} cannot be locked here ({error.strerror}); `ulimit -l` is {hard} bytes")

@@ -19,14 +19,15 @@ from enum import Enum
 
 from crhpc.errors import FileChanged, FileGone
 from crhpc.filepolicy import Files
-from crhpc.kernel import directories
+from crhpc.kernel import directories, libc
 from crhpc.resources import Cut, Kind, Phase, aside, at
-from crhpc.resources.contents import PLAIN, fill, holds, open_object, place_of, save, written_by_mapping
+from crhpc.resources.contents import PLAIN, data_ranges, fill, holds, open_object, place_of, save, written_by_mapping
 from crhpc.resources.context import Dump, OpenFile, Restore, SharedObject
 
 _SMALL, _LARGE, _TOGETHER = 4 << 20, 64 << 20, 256 << 20
 """Up to here a file that is written to goes into the image; up to here if it is not only written to at its end, or
 lies in /tmp; and so much of all files of a pod, the smallest first."""
+_KEEP_SIZE, _PUNCH_HOLE, _CLEARED = 1, 2, 1 << 20
 _WHOLE, _PIECE = 64 << 10, 4 << 10
 """A file of no more than this is compared whole, a larger one by its ends and pieces between them."""
 
@@ -333,7 +334,7 @@ def _mend(ctx: Restore, row: UserFile, change: Change) -> None:
                 aside.keep(ctx, fd, row.size, aside.TAIL, row.path)
             else:
                 aside.keep(ctx, fd, 0, aside.WAS, row.path)
-                os.ftruncate(fd, 0)
+                _clear(fd)
             os.ftruncate(fd, row.size)
             if change is Change.OTHER:
                 fill(ctx, {row.pages: (fd, row.size)})
@@ -342,6 +343,17 @@ def _mend(ctx: Restore, row: UserFile, change: Change) -> None:
         why = f"cannot be brought back ({f'{error.filename}: ' if error.filename else ''}{error.strerror})"
         raise FileChanged(image=ctx.image, path=row.path, why=why, pid=row.pid, program=row.program,
                           cure="see to that, or restart with --files keep to go on with it as it is") from None
+
+
+def _clear(fd: int) -> None:
+    """Make it all zeros. Not by cutting it: that takes own pages from private mappings too (mm/truncate.c)."""
+    size = os.fstat(fd).st_size
+    try:
+        libc.syscall("fallocate", fd, _PUNCH_HOLE | _KEEP_SIZE, 0, max(size, 1))
+    except OSError:   # a file system without holes
+        for start, end in data_ranges(fd, 0, size):
+            for offset in range(start, end, _CLEARED):
+                os.pwrite(fd, bytes(min(_CLEARED, end - offset)), offset)
 
 
 @contextlib.contextmanager

@@ -223,10 +223,43 @@ def damage_chunk(path: Path, index: int, at: int) -> None:
     flip(path / "shard-0.h5", offset + at % size)
 
 
+@pytest.mark.parametrize("threads", [1, 3, None])
+def test_spreading(large: Path, threads: int | None) -> None:
+    """All that a walk gives, each chunk once, whatever its thread; the buffer is only lent."""
+    with Image(large) as image:
+        shard = image.nodes[0]
+        for wanted in ({0, 1}, {1}, set[int]()):
+            found: dict[tuple[int, int], bytes] = {}
+            lock = threading.Lock()
+
+            def take(chunk: Any, pieces: Any, found: Any = found, lock: Any = lock) -> None:
+                assert chunk.shape == (CHUNK,)
+                with lock:
+                    for number, _kind, first, count, row in pieces.tolist():
+                        for i in range(count):
+                            assert (number, first + i) not in found
+                            found[number, first + i] = chunk[(row + i) * 4096:(row + i + 1) * 4096].tobytes()
+            shard.spread(wanted, take, threads)
+            walked = {(number, first + i): bytes(pages[i * 4096:(i + 1) * 4096])
+                      for number, first, pages in shard.walk(wanted) for i in range(len(pages) // 4096)}
+            assert found == walked
+            assert wanted == {number for number, _ in found}
+
+
+def test_an_error_in_spreading_comes_out(large: Path) -> None:
+    def take(chunk: Any, pieces: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with Image(large) as image, pytest.raises(OSError, match="No space"):
+        image.nodes[0].spread({0, 1}, take)
+
+
 def test_a_damaged_chunk_is_found_when_it_is_read(image: Path) -> None:
     damage_chunk(image, 1, 40)
     with Image(image) as opened:
         shard = opened.node(0)
+        with pytest.raises(ImageDamaged, match=r"shard-0\.h5: chunk 1: "):   # by the frame's own checksum
+            shard.spread({MEMORY}, lambda chunk, pieces: None)
         with pytest.raises(ImageDamaged, match=r"shard-0\.h5: chunk 1: its crc32"):
             list(shard.walk())
         assert shard.pages(MEMORY, 100, 1) == page(1).tobytes()
@@ -277,6 +310,8 @@ def test_a_frame_of_another_length_is_refused_before_it_is_inflated(image: Path,
     forge(image, change)
     with Image(image) as opened, pytest.raises(ImageDamaged, match="not a zstd frame as prescribed"):
         list(opened.node(0).walk())
+    with Image(image) as opened, pytest.raises(ImageDamaged, match="not a zstd frame as prescribed"):
+        opened.node(0).spread({MEMORY}, lambda chunk, pieces: None)
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ def test_zero_pages_are_not_stored(tmp_path: Path) -> None:
 
 def test_incompressible_chunks_are_stored_as_they_are(tmp_path: Path) -> None:
     noise = np.random.default_rng(1).integers(0, 256, (256, 4096), dtype=np.uint8)
-    with small_writer(tmp_path) as writer:
+    with small_writer(tmp_path, level=1) as writer:
         thing = writer.object("memory")
         for first, data in ((0, noise), (256, noise // 16)):
             buffer = writer.take()
@@ -383,3 +383,72 @@ def test_held_pages_wait_and_arrive(tmp_path: Path) -> None:
             writer.put(buffer, [(number, 1000 + 256 * index, 256)])
         summary = writer.close()
     assert summary.rows - summary.dead_rows == 512 + 256 * 3 * writer.capacity // (1 << 20)
+
+
+def test_what_is_held_stays_in_its_order(tmp_path: Path) -> None:
+    """Zeros that are noted between pages supersede those before and not those after, whenever all is written."""
+    with small_writer(tmp_path) as writer:
+        thing = writer.object("thing")
+        writer.hold()
+        put_pages(writer, [(thing, 0, 4)], [1, 2, 3, 4])
+        writer.zero([(thing, 1, 2)])
+        put_pages(writer, [(thing, 2, 1)], [5])
+        before = writer.progress()
+        writer.go()
+        summary = writer.close()
+    assert before[1] == 0
+    found = read_back(tmp_path, summary)
+    assert found[0, 1] == bytes(4096)
+    assert [at for (_, at), data in sorted(found.items()) if any(data)] == [0, 2, 3]
+    assert found[0, 2] == page(5).tobytes()
+    assert summary.zero_pages == 1
+
+
+def test_several_threads_put_pages(tmp_path: Path) -> None:
+    """More than there are buffers, with zeros noted in between; held until there is no room."""
+    with ShardWriter(tmp_path, 0, memory=8 << 20) as writer:
+        things = [writer.object(f"thing {i}") for i in range(4)]
+        writer.prepare(3 << 20)
+        writer.hold()
+
+        def work(thing: int) -> None:
+            for index in range(8):
+                buffer = writer.take()
+                buffer.array[:] = thing * 8 + index + 1
+                writer.put(buffer, [(thing, 1000 * index, 256)])
+                writer.zero([(thing, 1000 * index + 300, 5)])
+
+        threads = [threading.Thread(target=work, args=(thing,)) for thing in things]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        writer.go()
+        summary = writer.close()
+    found = read_back(tmp_path, summary)
+    assert len(found) == 4 * 8 * 261
+    for thing in things:
+        for index in range(8):
+            assert found[thing, 1000 * index + 255] == bytes([thing * 8 + index + 1]) * 4096
+            assert found[thing, 1000 * index + 304] == bytes(4096)
+
+
+# -- the same pages ---------------------------------------------------------------------------------
+def test_pages_of_several_objects_are_stored_once(tmp_path: Path) -> None:
+    """Of which object they are the same is resolved in the end: what comes to that one later counts."""
+    with small_writer(tmp_path) as writer:
+        parent, child, grandchild = (writer.object(name) for name in ("parent", "child", "grandchild"))
+        put_pages(writer, [(parent, 0, 10)], list(range(1, 11)))
+        writer.zero([(parent, 3, 2)])
+        writer.same(child, np.array([[0, 2], [4, 4]]), parent)
+        put_pages(writer, [(child, 2, 2)], [21, 22])
+        writer.same(grandchild, np.array([[1, 6], [9, 3]]), child)
+        put_pages(writer, [(parent, 5, 1)], [31])
+        summary = writer.close()
+    found = read_back(tmp_path, summary)
+    for page_number in (0, 1, 4, 5, 6, 7):
+        assert found[child, page_number] == found[parent, page_number]
+    assert sorted(n for number, n in found if number == child) == list(range(8))
+    assert {n: found[grandchild, n] for n in range(1, 7)} == {n: found[child, n] for n in range(1, 7)}
+    assert sorted(n for number, n in found if number == grandchild) == list(range(1, 7)), "the child has no page 9"
+    assert (summary.rows, summary.dead_rows, summary.zero_pages) == (13, 3, 2 + 1 + 1)

@@ -144,6 +144,42 @@ wait()
     assert path.read_bytes() == b"f" * PAGE
 
 
+def test_scattering(pages):
+    """Pieces of different sizes to where the process may write and to where it may not, in any order."""
+    subject, at = pages
+    source = np.arange(40, dtype=np.uint8)
+    sizes = np.array([3, 7, 5, 4, 6], np.uint64)
+    local = np.stack((source.ctypes.data + np.array([0, 10, 20, 30, 34], np.uint64), sizes), axis=1)
+    targets = np.array([at + PAGE - 1, at + 2 * PAGE + 1, at + PAGE + 100, at + 5, at + 2 * PAGE - 3], np.uint64)
+    memory = vm.Memory(subject.pid)
+    try:
+        vm.scatter(subject.pid, memory, local, np.stack((targets, sizes), axis=1))
+        room = bytearray(3 * PAGE)
+        memory.read_into(memoryview(room), at)
+    finally:
+        memory.close()
+    expected = bytearray(b"a" * PAGE + b"b" * PAGE + b"c" * PAGE)
+    for address, size, first in zip(targets.tolist(), sizes.tolist(), (0, 10, 20, 30, 34), strict=True):
+        expected[address - at:address - at + size] = bytes(range(first, first + size))
+    assert room == expected
+
+
+def test_scattering_to_what_is_not_mapped(pages):
+    subject, at = pages
+    source = np.zeros(16, np.uint8)
+    memory = vm.Memory(subject.pid)
+    try:
+        with pytest.raises(OSError) as caught:
+            vm.scatter(subject.pid, memory, np.array([[source.ctypes.data, 16]], np.uint64),
+                       np.array([[at + 3 * PAGE, 16]], np.uint64))
+        assert caught.value.errno == errno.EIO
+        with pytest.raises(ProcessLookupError, match="process_vm_writev"):
+            vm.scatter(1 << 22, memory, np.array([[source.ctypes.data, 16]], np.uint64),
+                       np.array([[at, 16]], np.uint64))
+    finally:
+        memory.close()
+
+
 # -- which pages are there ----------------------------------------------------------------------------
 WAYS = {
     "scan": lambda pagemap, start, end, private: vm.scan(pagemap, start, end, private_file=private,
@@ -241,6 +277,19 @@ wait()
         assert found_by(way, subject.pid, at, 16) == ([(0, 4), (7, 9)], [(4, 3)])
 
 
+def test_guards_whatever_the_mapping_is_of():
+    with target(_MAP + """
+at = new(16, 0x21)   # shared
+ctypes.memset(at, 1, 16 * PAGE)
+say(at, libc.madvise(ctypes.c_void_p(at + 4 * PAGE), ctypes.c_size_t(3 * PAGE), 102))
+wait()
+""") as subject, open(f"/proc/{subject.pid}/pagemap", "rb") as pagemap:
+        at, refused = subject.numbers()
+        need(not refused, "this kernel has no guards in shared memory: Linux 6.15 brings them")
+        assert vm.guards(pagemap.fileno(), at, at + 16 * PAGE).tolist() == [[at + 4 * PAGE, 3]]
+        assert vm.guards(pagemap.fileno(), at, at + 4 * PAGE).tolist() == []
+
+
 def test_pages_of_zeros_that_were_only_read_do_not_count():
     with target(_MAP + "at = new(8)\nlook(at, 2)\ntouch(at, 5)\nsay(at)\nwait()") as subject:
         (at,) = subject.numbers()
@@ -285,7 +334,7 @@ def test_populated_takes_the_way_that_there_is(monkeypatch):
             monkeypatch.setattr(vm, "_guard_is_known", 256)
             own, guards = vm.populated(pagemap.fileno(), at, at + 8 * PAGE, private_file=False)
             assert at + 2 * PAGE in _pages(own)
-            assert guards == []
+            assert len(guards) == 0
         answers.append(errno.EPERM)
         with pytest.raises(PermissionError):
             vm.populated(pagemap.fileno(), at, at + PAGE, private_file=False)
