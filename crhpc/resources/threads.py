@@ -69,12 +69,12 @@ class ThreadsKind(Kind):
     name = "threads"
     records = (Thread,)
     saved = ("thread ids, registers, vector state (XSAVE, AVX-512 and AMX too), TLS, rseq areas and critical sections, "
-             "robust lists, names, signal masks, alternate signal stacks; system calls in progress, which go on without "
-             "EINTR for what is left of their time and of their bytes")
-    refused = ("hardware breakpoints; shadow stacks; a process whose first thread has ended. Sleeps on a processor's clock "
-               "begin anew, and so may, for as long as a checkpoint takes, a time-out that begins just then. These "
-               "return what they had moved, as after any signal: recvmsg with MSG_WAITALL on a unix socket, recvmmsg, "
-               "sendmmsg, splice, and reads of TCP with SO_RCVLOWAT")
+             "robust lists, names, signal masks, alternate signal stacks; system calls in progress, which go on for "
+             "what is left of their time and of their bytes, without EINTR")
+    refused = ("hardware breakpoints; shadow stacks; a process whose first thread has ended. Sleeps on a processor's "
+               "clock begin anew, and so may, for as long as a checkpoint takes, a time-out that begins just then. "
+               "These return what they had moved, as after any signal: recvmsg with MSG_WAITALL on a unix socket, "
+               "recvmmsg, sendmmsg, splice, and reads of TCP with SO_RCVLOWAT")
 
     @at(Cut.INSPECT)
     def ask(self, ctx: Dump) -> None:
