@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from crhpc.errors import FileChanged, FileGone
+from crhpc.errors import FileChanged, FileGone, ImageDamaged
 from crhpc.filepolicy import Files
 from crhpc.kernel import directories, libc
 from crhpc.resources import Cut, Kind, Phase, aside, at
@@ -26,7 +26,7 @@ from crhpc.resources.context import Dump, OpenFile, Restore, SharedObject
 
 _SMALL, _LARGE, _TOGETHER = 4 << 20, 64 << 20, 256 << 20
 """Up to here a file that is written to goes into the image; up to here if it is not only written to at its end, or
-lies in /tmp; and so much of all files of a pod, the smallest first."""
+lies in /tmp (then also one that is only read); and so much of all files of a pod, the smallest first."""
 _KEEP_SIZE, _PUNCH_HOLE, _CLEARED = 1, 2, 1 << 20
 _WHOLE, _PIECE = 64 << 10, 4 << 10
 """A file of no more than this is compared whole, a larger one by its ends and pieces between them."""
@@ -59,7 +59,8 @@ class UserFilesKind(Kind):
     records = (UserFile,)
     saved = ("of files that the job has open by their paths or maps shared: length, time and a digest of samples; the "
              "contents of those that it writes to, up to 4 MiB each (64 MiB where not only their end is written to, "
-             "or in /tmp) and 256 MiB together; all of those that it maps shared and writable")
+             "or in /tmp, where also those are saved that are only read) and 256 MiB together; all of those that it "
+             "maps shared and writable")
     refused = ""
 
     @at(Cut.CONTENT)
@@ -94,6 +95,8 @@ class UserFilesKind(Kind):
     def check(self, ctx: Restore) -> None:
         states: dict[int, _State] = ctx.state.setdefault("user files", {})
         for row in ctx.rows(UserFile):
+            if row.size < 0:
+                raise ImageDamaged(image=ctx.image, what=f"{row.path} has a length of {row.size}")
             states[row.id] = _compare(ctx, row)
             _judge(ctx, row, states[row.id])
 
@@ -112,7 +115,7 @@ class UserFilesKind(Kind):
         for row in ctx.rows(UserFile):
             if row.id in made:
                 _finish(made[row.id], row)
-            elif ctx.policy.files is Files.ROLLBACK and _restored(row):
+            elif ctx.policy.files is Files.ROLLBACK and row.written:
                 _mend(ctx, row, _state(ctx, row).change)
 
 
@@ -145,7 +148,8 @@ def _chosen(rows: dict[int, UserFile], found: dict[int, SharedObject]) -> set[in
         at_end = all(file.info.flags & os.O_APPEND or file.info.position >= row.size
                      for file in _writers(found[row.id]))
         limit = _LARGE if row.transient or not at_end else _SMALL
-        if row.id not in chosen and _restored(row) and row.size <= limit and together + row.size <= _TOGETHER:
+        wanted = (row.written or row.transient) and row.size <= limit
+        if wanted and row.id not in chosen and together + row.size <= _TOGETHER:
             chosen.add(row.id)
             together += row.size
     return chosen
@@ -212,11 +216,6 @@ def _state(ctx: Restore, row: UserFile) -> _State:
     return state
 
 
-def _restored(row: UserFile) -> bool:
-    """Whether a restart brings it back at all: files that the job only reads are the user's business."""
-    return row.written or row.transient
-
-
 def _compare(ctx: Restore, row: UserFile) -> _State:
     try:
         stat = ctx.pod.stat(row.path, follow=not row.transient)
@@ -269,7 +268,7 @@ def _judge(ctx: Restore, row: UserFile, state: _State) -> None:
     elif policy is Files.KEEP:
         if change is not Change.LONGER or not row.written:
             ctx.warn(f"{row.path} {state.why}; it stays as it is (--files keep)")
-    elif not _restored(row) and not (row.mapped and change is Change.OTHER):
+    elif not row.written and not (row.mapped and change is Change.OTHER):   # the user's business
         ctx.warn(f"{row.path}, which the job reads, has changed since the checkpoint: it {state.why}")
     else:
         _judge_rollback(ctx, row, state)

@@ -78,8 +78,22 @@ def test_a_file_in_tmp_is_made_again_with_its_directory(holding, in_tmp, tmp_pat
         subject.restart(image)
         subject.check()
         assert path.read_bytes() == b"content" and path.stat().st_mode & 0o777 == 0o640
-        path.write_bytes(b"other content")   # whatever is in it by now
+        if mode == "RDWR":
+            path.write_bytes(b"whatever is in it by now")
+        else:
+            path.unlink()
     assert not subject.warnings
+
+
+def test_a_file_in_tmp_that_is_only_read_may_be_somebody_elses(holding, in_tmp, tmp_path: Path):
+    path = tmp_path / "log"
+    path.write_bytes(b"content")
+    subject = holding(SETUP.format(path=str(path), mode="RDONLY", write=""), "assert os.read(fd, 20) == b'tent, more'")
+    image = subject.checkpoint(kill=True)
+    path.write_bytes(b"content, more")
+    subject.restart(image)
+    subject.check()
+    assert path.read_bytes() == b"content, more" and "which the job reads, has changed" in subject.warnings[0]
 
 
 def test_a_link_in_tmp_is_not_followed(holding, in_tmp, tmp_path: Path):

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from holding import NewSubject, told
-from pods import Subject
+from need import need
+from pods import PROGRAMS, Subject, compile_program
 
 from crhpc.engine.node import Node
 from crhpc.errors import FileChanged, FileGone
@@ -393,3 +394,26 @@ def test_samples_lie_in_the_file_apart_and_reach_both_ends(size):
                 assert start + length <= behind
     else:
         assert pieces == [(0, size)]
+
+
+# -- programs -------------------------------------------------------------------------------------------
+def test_a_program_that_has_moved(tmp_path: Path):
+    need(shutil.which("gcc"), "there is no C compiler (gcc)")
+    old, new = tmp_path / "bin", tmp_path / "elsewhere"
+    old.mkdir()
+    program = compile_program(PROGRAMS / "eventfd.c", old / "program")
+    subject = Subject([str(program)], tmp_path)
+    try:
+        subject.start()
+        image = subject.checkpoint(kill=True)
+        old.rename(new)
+        with pytest.raises(FileGone, match="--map OLD=NEW"):
+            subject.restart(image)
+        subject.restart(image, FilePolicy(moved=((str(old), str(new)),)), compare=False)
+        assert subject.node is not None
+        assert os.readlink(f"/proc/{subject.node.root_host}/exe") == f"{new}/program"
+        again = subject.checkpoint(kill=True)
+        subject.restart(again)
+        subject.check()
+    finally:
+        subject.close()

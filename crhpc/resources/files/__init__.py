@@ -115,6 +115,7 @@ class FilesKind(Kind):
             if threads_apart(task, "files"):
                 raise ctx.refuse("a thread with a descriptor table of its own", task,
                                  "run it without unshare(CLONE_FILES)")
+        _check_served(ctx)
         files = _OpenFiles(ctx)
         kinds = file_kinds()
         owners: dict[int, FileKind] = {}
@@ -201,6 +202,15 @@ def holder(ctx: Restore, number: int) -> Task:
 
 
 # -- dump -----------------------------------------------------------------------------------------------
+def _check_served(ctx: Dump) -> None:
+    """Refuse a file system that the job serves itself, before any file is looked at: it would not answer now."""
+    for task in ctx.tasks:
+        for fd in proc.fds(task.host):
+            with contextlib.suppress(OSError):   # a path that is too long
+                if os.readlink(f"/proc/{task.host}/fd/{fd}") == "/dev/fuse":
+                    raise ctx.refuse(f"descriptor {fd} (/dev/fuse)", task, "mount file systems of FUSE outside the job")
+
+
 class _OpenFiles:
     """Gathers descriptions, each once; more may be found on the way while they are walked."""
 
@@ -241,7 +251,6 @@ class _OpenFiles:
             same.close_on_exec.add((task.host, fd))
         same.locks += [(task, fd, line) for line in info.all("lock")]
         return same
-
 
     def _link(self, task: Task, fd: int, bearer: Task) -> str:
         try:

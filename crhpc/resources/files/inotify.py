@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
-from crhpc.errors import PASSING, FileGone, OtherMachine
+from crhpc.errors import PASSING, FileGone, ImageDamaged, OtherMachine
 from crhpc.kernel import inotify, proc
 from crhpc.resources import Phase, at
 from crhpc.resources.context import Dump, OpenFile, Restore
@@ -88,6 +88,8 @@ class InotifyKind(FileKind):
         """When all is made and open, but before anybody is told of events by a signal (O_ASYNC)."""
         for record in ctx.rows(Inotify):
             rows = [row for row in ctx.rows(InotifyWatch) if row.inotify == record.id]
+            if any(not 0 < row.number <= _HIGHEST for row in rows):
+                raise ImageDamaged(image=ctx.image, what="it has impossible numbers of watches")
             _watch_all(ctx, ctx.open_files[record.id], sorted(rows, key=lambda row: row.number))
 
 

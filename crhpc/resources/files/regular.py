@@ -88,7 +88,7 @@ class RegularKind(FileKind):
             shared = ctx.object(file.stat.st_dev, file.stat.st_ino, path, deleted=deleted)
             shared.files.append(file)
             number = shared.id if deleted or ctx.pod.private(path) else -1
-            hint = _hint(file)
+            hint = _hint(file) if file.info.flags & os.O_ACCMODE else 0
         if kind == "d" and file.info.position:
             entries = _with_own(f"/proc/{file.task.host}/fd/{file.fd}", file.info.position, directories.entries_before)
         device = file.stat.st_rdev if kind == "c" else 0
