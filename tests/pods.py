@@ -15,13 +15,14 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from observer import Seen, differences, observe
+
 from crhpc.coordinator.endpoints import match
 from crhpc.engine.node import Node
 from crhpc.filepolicy import FilePolicy
 from crhpc.image.commit import commit
 from crhpc.image.format import ShardSummary, image_name, image_numbers, new_temporary, read_manifest
 from crhpc.kernel import directories
-from observer import Seen, differences, observe
 
 PROGRAMS = Path(__file__).resolve().parent / "programs"
 PATIENCE = 30.0
