@@ -102,7 +102,7 @@ class ShardWriter:
         self._threads, count = share(memory, threads, level)
         self._free = buffers(count)
         self._count = count
-        self._in_flight = 0
+        self._in_flight = self._waiting = 0
         self._change = threading.Condition()
         self._error: BaseException | None = None
         self._summary: ShardSummary | None = None
@@ -172,16 +172,21 @@ class ShardWriter:
         Raises:
             RuntimeError: the caller holds every buffer, so none will become free.
         """
+        with self._change:
+            self._waiting += 1          # from here on nobody holds anything back
         if not self._free:
             self._submit_held()
         with self._change:
-            while not self._free:
+            try:
+                while not self._free:
+                    self._check()
+                    if not self._in_flight:
+                        raise RuntimeError(f"all {self._count} buffers are taken and none was put")
+                    self._change.wait()
                 self._check()
-                if not self._in_flight:
-                    raise RuntimeError(f"all {self._count} buffers are taken and none was put")
-                self._change.wait()
-            self._check()
-            return self._free.pop()
+                return self._free.pop()
+            finally:
+                self._waiting -= 1
 
     def release(self, buffer: PageBuffer) -> None:
         """Give a buffer back unused."""
@@ -223,10 +228,9 @@ class ShardWriter:
         self._submit_held()
 
     def _in_order(self, work: Callable[[], Any]) -> None:
-        if self._holding:
-            self._held.append(work)
-        else:
-            work()
+        self._held.append(work)
+        if not self._holding or self._waiting:
+            self._submit_held()
 
     def _submit_held(self) -> None:
         with self._order:
