@@ -3,6 +3,7 @@
 # make test     all tests; as root, all of them a second time as a plain user
 # make soak     every MPI and job is killed and resumed, 20 times each; takes hours
 # make lint     ruff and mypy
+# make docs     docs/kinds.md, made from the code
 # make clean    away with all that was made
 #
 # make test ARGS="-k heat -x" passes arguments on to pytest.
@@ -18,7 +19,7 @@ VENV := .venv
 VENV_OPENMPI := .venv-openmpi
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: all demo test soak lint clean venvs
+.PHONY: all demo test soak lint docs clean venvs
 all: venvs
 
 $(VENV)/bin/python:
@@ -53,6 +54,10 @@ soak: venvs
 lint: $(VENV)/.installed-tests
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/mypy
+
+docs: $(VENV)/.installed
+	$(VENV)/bin/python -m crhpc.kinds > docs/kinds.md.new
+	mv docs/kinds.md.new docs/kinds.md
 
 clean:
 	rm -rf $(VENV) $(VENV_OPENMPI) demo-run build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -85,16 +85,30 @@ def at(moment: Moment) -> Callable[[_F], _F]:
     return mark
 
 
-class Kind:
-    """One kind of kernel object, or of a task's attributes.
+class Chapter(enum.Enum):
+    """Where docs/kinds.md tells of a kind."""
 
-    ``saved`` and ``refused`` are what docs/kinds.md says of it; ``records`` are its tables.
-    """
+    PROCESSES = "Processes and threads"
+    MEMORY = "Memory and what it holds"
+    FILES = "Files and directories"
+    CHANNELS = "Pipes, terminals and sockets"
+    EVENTS = "Signals, timers and events"
+    IPC = "System V and POSIX IPC"
+
+
+class Kind:
+    """One kind of kernel object, or of a task's attributes; docs/kinds.md is made of what it says of itself."""
 
     name: ClassVar[str] = ""
+    chapter: ClassVar[Chapter]
     records: ClassVar[tuple[type, ...]] = ()
+    """Its tables in the image."""
     saved: ClassVar[str] = ""
-    refused: ClassVar[str] = ""
+    """What comes back as it was."""
+    refused: ClassVar[tuple[tuple[str, str], ...]] = ()
+    """What no checkpoint is taken of, and the cure, as the message has it."""
+    afterwards: ClassVar[str] = ""
+    """What is not as it was after a restart; what a restart is refused for."""
     registry: ClassVar[list[type[Kind]]] = []
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from crhpc.image.records import U64
 from crhpc.kernel import libc, proc
 from crhpc.kernel.namespaces import write_file
-from crhpc.resources import Cut, Kind, Phase, at
+from crhpc.resources import Chapter, Cut, Kind, Phase, at
 from crhpc.resources.context import Dump, Restore, Task
 from crhpc.resources.questions import ROOM, Question, answer, ask, has_prctl
 
@@ -64,11 +64,15 @@ class ThreadAttributes:
 
 class AttributesKind(Kind):
     name = "attributes"
+    chapter = Chapter.PROCESSES
     records = (Attributes, ThreadAttributes)
-    saved = ("dumpable, child subreaper, transparent huge pages off, memory merging, MDWE, coredump filter, AMX "
-             "permission; of every thread parent-death signal, personality, I/O flusher")
-    refused = ("a namespace of its own; as a plain user, what is not dumpable. PR_SET_PTRACER, core scheduling cookies "
-               "and the cgroup are not saved: a restarted job is where the restart is")
+    saved = ("of every process: dumpable, child subreaper, transparent huge pages off, merging of equal memory, "
+             "MDWE, coredump filter, AMX permission; of every thread: parent-death signal, personality, I/O flusher")
+    refused = (
+        ("a process that may not be looked into", "run it without prctl(PR_SET_DUMPABLE, 0)"),
+        ("a namespace of its own", "run it without unshare(1) and containers, or crhpc inside of the container"),
+    )
+    afterwards = "PR_SET_PTRACER and core scheduling cookies are lost; the cgroup is that of the restart"
 
     @at(Cut.INSPECT)
     def inspect(self, ctx: Dump) -> None:

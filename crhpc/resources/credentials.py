@@ -14,7 +14,7 @@ from crhpc.errors import OtherMachine
 from crhpc.image.records import U64
 from crhpc.kernel import proc
 from crhpc.kernel.tracee import Batch
-from crhpc.resources import Cut, Kind, Phase, at
+from crhpc.resources import Chapter, Cut, Kind, Phase, at
 from crhpc.resources.context import Dump, Restore
 from crhpc.resources.questions import Question, answer, ask
 
@@ -48,11 +48,18 @@ class Credentials:
 
 class CredentialsKind(Kind):
     name = "credentials"
+    chapter = Chapter.PROCESSES
     records = (Credentials,)
-    saved = ("user and group ids (real, effective, saved, of file access), supplementary groups, capability sets, "
-             "secure bits, no_new_privs, of every thread")
-    refused = ("seccomp filters and strict mode; a security label (SELinux, AppArmor) other than the job's first; as a "
-               "plain user, ids other than the own. Keyrings are those of the restart: tickets in them are today's")
+    saved = ("of every thread: user and group ids (real, effective, saved, of file access), supplementary groups, "
+             "capability sets, secure bits, no_new_privs")
+    refused = (
+        ("a seccomp filter, or strict mode", "run the program without a system call filter"),
+        ("a security label (SELinux, AppArmor) other than that of the pod's first process",
+         "run the program without a profile of its own"),
+    )
+    afterwards = ("keyrings are those of the restart, and tickets in them today's. A plain user's job is restarted "
+                  "by the same user with the same group, else it is refused; of supplementary groups those are left "
+                  "out, with a warning, that the user is not in any more")
 
     @at(Cut.INSPECT)
     def inspect(self, ctx: Dump) -> None:

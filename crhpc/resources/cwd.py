@@ -12,7 +12,7 @@ from itertools import combinations
 
 from crhpc.errors import FileGone
 from crhpc.kernel import clone, pidfd, proc
-from crhpc.resources import Cut, Kind, Phase, at
+from crhpc.resources import Chapter, Cut, Kind, Phase, at
 from crhpc.resources.context import Dump, Restore, Task
 from crhpc.resources.sharing import threads_apart
 
@@ -32,9 +32,16 @@ class WorkingDirectory:
 
 class WorkingDirectoryKind(Kind):
     name = "cwd"
+    chapter = Chapter.PROCESSES
     records = (WorkingDirectory,)
-    saved = "working directory (also a removed one, as a new removed one) and umask, also of a thread that has its own"
-    refused = "a root directory of its own (chroot)"
+    saved = ("working directory and umask of every process, and of a thread that has its own; a working directory "
+             "that has been removed is a removed one again, also for several processes in the same")
+    refused = (
+        ("a root directory of its own (chroot)", "run it without chroot"),
+        ("a working directory that only some threads of a process share", "run it without clone(CLONE_FS)"),
+    )
+    afterwards = ("the name of a removed directory may be another one. A restart is refused where a directory is "
+                  "gone or can't be entered")
 
     @at(Cut.INSPECT)
     def inspect(self, ctx: Dump) -> None:

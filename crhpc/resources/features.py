@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from crhpc.kernel import libc, ptrace
-from crhpc.resources import Cut, Kind, Phase, at
+from crhpc.resources import Chapter, Cut, Kind, Phase, at
 from crhpc.resources.context import Dump, Restore
 from crhpc.resources.questions import ROOM, Question, answer, ask
 
@@ -50,10 +50,15 @@ class MemoryBarriers:
 
 class FeaturesKind(Kind):
     name = "features"
+    chapter = Chapter.PROCESSES
     records = (ThreadFeatures, MemoryBarriers)
-    saved = ("registrations for membarrier(2); of every thread: control of speculation, TSC and CPUID instructions, "
-             "policy for memory failures")
-    refused = "a thread whose system calls are dispatched to itself (PR_SET_SYSCALL_USER_DISPATCH)"
+    saved = ("registrations for membarrier(2); of every thread: control of speculation, whether the TSC and CPUID "
+             "instructions may be used, policy for memory failures")
+    refused = (
+        ("a thread whose system calls are dispatched to itself",
+         "run the program without the emulator that does so (PR_SET_SYSCALL_USER_DISPATCH)"),
+    )
+    afterwards = "what this processor or kernel does not offer is left out, with a warning"
 
     @at(Cut.INSPECT)
     def inspect(self, ctx: Dump) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from crhpc.image.records import U64
 from crhpc.kernel import proc
 from crhpc.kernel.namespaces import write_file
-from crhpc.resources import Cut, Kind, Phase, at
+from crhpc.resources import Chapter, Cut, Kind, Phase, at
 from crhpc.resources.context import Dump, Restore
 
 _SIGPENDING = 11
@@ -37,10 +37,11 @@ class OomScore:
 
 class LimitsKind(Kind):
     name = "limits"
+    chapter = Chapter.PROCESSES
     records = (ResourceLimit, OomScore)
-    saved = "resource limits, oom_score_adj"
-    refused = ("nothing; a hard limit above this node's is lowered to it, with a warning. Processor time (RLIMIT_CPU) "
-               "is counted anew")
+    saved = "resource limits and the out-of-memory score (oom_score_adj) of every process"
+    afterwards = ("a hard limit above that of the restart is lowered to it, with a warning. What RLIMIT_CPU limits "
+                  "is counted anew")
 
     @at(Cut.COLLECT)
     def dump(self, ctx: Dump) -> None:

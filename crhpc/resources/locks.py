@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from crhpc.errors import FileLocked
 from crhpc.kernel import proc
-from crhpc.resources import Cut, Kind, Phase, at
+from crhpc.resources import Chapter, Cut, Kind, Phase, at
 from crhpc.resources.context import Dump, OpenFile, Restore
 
 FLOCK, POSIX, OFD = "flock", "posix", "ofd"
@@ -40,10 +40,16 @@ class FileLock:
 
 class LocksKind(Kind):
     name = "locks"
+    chapter = Chapter.FILES
     records = (FileLock,)
-    saved = ("flock, POSIX and OFD locks with their ranges, calls that wait for one; on network file systems as far as "
-             "the server lets them be taken again")
-    refused = "leases and delegations (F_SETLEASE); at a restart, a lock that another program has taken meanwhile"
+    saved = ("flock, POSIX and open-file-description locks with their ranges, and calls that wait for one; on "
+             "network file systems as far as the server lets them be taken again")
+    refused = (
+        ("a lease of a file (F_SETLEASE)", "turn off leases, or what asks for them"),
+    )
+    afterwards = ("who waits for the same lock may get it in another order. A lock of an open file that was taken by "
+                  "a process that has closed it, or has ended, shows as that of another one that has it. A restart "
+                  "is refused where another program has taken a lock meanwhile")
 
     @at(Cut.INSPECT)
     def inspect(self, ctx: Dump) -> None:

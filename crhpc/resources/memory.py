@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from crhpc.image.records import U64
 from crhpc.kernel import descriptors, proc
-from crhpc.resources import Cut, Kind, Phase, at
+from crhpc.resources import Chapter, Cut, Kind, Phase, at
 from crhpc.resources.context import Dump, Restore, Task
 from crhpc.resources.space import CONTENTS, FILE, SHARED, SYSV, Vma, backing, file_without_name, map_all, vacate
 
@@ -59,12 +59,31 @@ class AddressSpace:
 
 class MemoryKind(Kind):
     name = "memory"
+    chapter = Chapter.MEMORY
     records = (AddressSpace, Vma)
-    saved = ("mappings with protection, madvise and mlock settings, seals and names; locking and merging of all memory "
-             "to come; the heap's end, auxv, where arguments and environment are, the vdso at its address; "
-             "/proc/PID/exe, also of a program whose file is gone")
-    refused = ("memory of devices, huge pages of hugetlbfs, secret memory, protection keys, shadow stacks, memory "
-               "under userfaultfd, io_uring and AIO rings")
+    saved = ("mappings at their addresses with protection, madvise and mlock settings, seals and names; locking and "
+             "merging of all memory to come; the heap's end, the auxiliary vector, where arguments and environment "
+             "are; the vdso where it was; `/proc/PID/exe`, also of a program whose file is gone")
+    refused = (
+        ("memory of a device (InfiniBand and other fabrics, GPUs)",
+         "keep the MPI off it (UCX_TLS=tcp,sm,self; OMPI_MCA_btl=self,sm,tcp; no GPU)"),
+        ("a mapping of a device, or of the rings of io_uring and Linux AIO",
+         "run without asynchronous I/O rings, GPUs and InfiniBand"),
+        ("a shared mapping of another device", "run without what maps it"),
+        ("huge pages of hugetlbfs", "use transparent huge pages instead (MAP_HUGETLB off)"),
+        ("memory watched by userfaultfd; memory under a protection key (pkey_mprotect)",
+         "turn that feature of the program off"),
+        ("secret memory (memfd_secret)", "turn off what keeps secrets in it"),
+        ("a shadow stack", "start the job with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off"),
+        ("a process that may have no more memory, for the 64 KiB that a checkpoint borrows",
+         "raise its limits of memory (ulimit -v, ulimit -d)"),
+    )
+    afterwards = ("neighbouring mappings that are alike may be shown as one or as several, and the flags for "
+                  "accounted and softly dirty memory (`ac`, `sd` in smaps) depend on what was written first. A "
+                  "private mapping of a file whose name is gone may be anonymous memory with the same contents. What "
+                  "may not be locked here is not, with a warning. The files of programs and libraries must be there "
+                  "and be what they were: of their pages only those are in the image that the job has changed. A "
+                  "restart is refused where the kernel's vdso has another layout")
 
     @at(Cut.INSPECT)
     def inspect(self, ctx: Dump) -> None:

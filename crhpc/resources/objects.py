@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from crhpc.errors import CheckpointFailed, FileGone
 from crhpc.kernel import proc
 from crhpc.kernel.libc import PAGE
-from crhpc.resources import Cut, Kind, Phase, at
+from crhpc.resources import Chapter, Cut, Kind, Phase, at
 from crhpc.resources.contents import (
     ANONYMOUS,
     MEMFD,
@@ -63,10 +63,13 @@ class SharedFile:
 
 class ObjectsKind(Kind):
     name = "objects"
+    chapter = Chapter.MEMORY
     records = (SharedFile,)
-    saved = ("shared memory of every backing with its contents: anonymous, memfd with seals, /dev/shm, mapped files, "
-             "files whose name is gone")
-    refused = ""
+    saved = ("shared memory of every backing with its contents: anonymous, memfd with seals, `/dev/shm`, mapped "
+             "files; files whose name is gone, open or mapped")
+    afterwards = ("a file without a name is made again in the directory where it was, or in `$TMPDIR`; shared "
+                  "anonymous memory and memfds have other inodes. Whether a file had a name once (O_TMPFILE) is not "
+                  "told any more")
 
     @at(Cut.CONTENT)
     def dump(self, ctx: Dump) -> None:

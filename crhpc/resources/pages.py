@@ -27,7 +27,7 @@ from crhpc.image.runs import NONE, Pages, cut, intersect, numbers, of_numbers, s
 from crhpc.image.writer import ShardWriter
 from crhpc.kernel import proc, vm
 from crhpc.kernel.libc import PAGE
-from crhpc.resources import Cut, Kind, Phase, at
+from crhpc.resources import Chapter, Cut, Kind, Phase, at
 from crhpc.resources.context import Dump, Restore, Task
 from crhpc.resources.families import families
 from crhpc.resources.filling import fill_memory
@@ -57,10 +57,12 @@ class GuardRegion:
 
 class PagesKind(Kind):
     name = "pages"
+    chapter = Chapter.MEMORY
     records = (PrivatePages, GuardRegion)
-    saved = ("contents of private memory, once where relatives share them after a fork (after a restart each has its "
-             "own); guard regions")
-    refused = ""
+    saved = ("the contents of private memory, byte for byte, in the image once where relatives share them after a "
+             "fork; guard regions (MADV_GUARD_INSTALL)")
+    afterwards = ("pages that relatives shared copy-on-write are each one's own, so that their memory together may "
+                  "be larger")
 
     @at(Cut.CONTENT)
     def dump(self, ctx: Dump) -> None:

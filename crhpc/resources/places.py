@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from crhpc.errors import FileGone
 from crhpc.kernel import directories
-from crhpc.resources import Cut, Kind, Phase, at
+from crhpc.resources import Chapter, Cut, Kind, Phase, at
 from crhpc.resources.context import Dump, Restore
 
 
@@ -37,11 +37,12 @@ class PrivateFile:
 
 class PlacesKind(Kind):
     name = "places"
+    chapter = Chapter.FILES
     records = (PrivateFile,)
-    saved = ("the trees of the pod's /dev/shm and of the job's $TMPDIR: directories, files, links, hard links, fifos, "
-             "sockets, devices, with modes, owners and times. Extended attributes and access control lists are not "
-             "saved")
-    refused = ""
+    saved = ("all that is in the pod's `/dev/shm` and in the job's `$TMPDIR`, open or not: directories, files, "
+             "links, hard links, fifos, sockets and devices, with modes, owners, times of modification and the order "
+             "of listings")
+    afterwards = "extended attributes and access control lists are lost"
 
     @at(Cut.COLLECT)
     def dump(self, ctx: Dump) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from crhpc.image.records import U64
 from crhpc.kernel import libc, proc
 from crhpc.kernel.namespaces import write_file
-from crhpc.resources import Cut, Kind, Phase, at
+from crhpc.resources import Chapter, Cut, Kind, Phase, at
 from crhpc.resources.context import Dump, Restore, Task
 from crhpc.resources.questions import ROOM, Question, answer, ask
 
@@ -72,10 +72,15 @@ class Autogroup:
 
 class SchedulingKind(Kind):
     name = "scheduling"
+    chapter = Chapter.PROCESSES
     records = (Scheduling, MemoryPolicy, Autogroup)
-    saved = ("CPU affinity, scheduling policy, priority and nice value, utilisation clamps, timer slack, I/O priority, "
-             "NUMA memory policy, of every thread; NUMA policy of mapped memory; autogroup nice values")
-    refused = "SCHED_DEADLINE; CPUs and NUMA nodes that this node lacks are left out, with a warning"
+    saved = ("of every thread: CPU affinity, scheduling policy, priority and nice value, utilisation clamps, timer "
+             "slack, I/O priority, NUMA memory policy; NUMA policy of mapped memory; nice values of autogroups")
+    refused = (
+        ("a thread with a deadline (SCHED_DEADLINE)", "use another scheduling policy"),
+    )
+    afterwards = ("CPUs and NUMA nodes that there are not, and what this user may not set any more, are left out, "
+                  "with a warning")
 
     @at(Cut.INSPECT)
     def inspect(self, ctx: Dump) -> None:

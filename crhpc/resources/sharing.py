@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cmp_to_key
 
 from crhpc.kernel import clone, pidfd
-from crhpc.resources import Cut, Kind, at
+from crhpc.resources import Chapter, Cut, Kind, at
 from crhpc.resources.context import Dump, Task
 
 TABLES = {"files": (pidfd.KCMP_FILES, clone.CLONE_FILES), "fs": (pidfd.KCMP_FS, clone.CLONE_FS)}
@@ -28,11 +28,15 @@ class SharedTable:
 
 class SharingKind(Kind):
     name = "sharing"
+    chapter = Chapter.PROCESSES
     records = (SharedTable,)
-    saved = ("descriptor tables and working directories that processes share (CLONE_FILES, CLONE_FS), among siblings, "
-             "parents and children")
-    refused = ("memory shared by processes that are not threads of one (CLONE_VM), but for vfork(2), which is soon "
-               "over. Shared lists of semaphore adjustments and I/O contexts (CLONE_SYSVSEM, CLONE_IO) are not kept")
+    saved = ("descriptor tables and working directories that processes share without being threads of one "
+             "(CLONE_FILES, CLONE_FS), among siblings, parents and children")
+    refused = (
+        ("memory that is shared by processes that are no threads of one (CLONE_VM), but for vfork(2), which is soon "
+         "over", "use threads, or fork without CLONE_VM"),
+    )
+    afterwards = "I/O contexts are not shared any more (CLONE_IO)"
 
     @at(Cut.INSPECT)
     def inspect(self, ctx: Dump) -> None:

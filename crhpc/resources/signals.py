@@ -13,7 +13,7 @@ from crhpc.image.records import U64
 from crhpc.kernel import ptrace
 from crhpc.kernel.libc import NR
 from crhpc.kernel.tracee import ALL, Batch
-from crhpc.resources import Cut, Kind, Phase, at
+from crhpc.resources import Chapter, Cut, Kind, Phase, at
 from crhpc.resources.context import Dump, Restore, Task
 
 ACTION_SIZE = 32
@@ -44,9 +44,11 @@ class PendingSignal:
 
 class SignalsKind(Kind):
     name = "signals"
+    chapter = Chapter.EVENTS
     records = (SignalAction, PendingSignal)
-    saved = "signal actions, and pending signals of processes and threads, in order and with their siginfo"
-    refused = "the order of the signals of timers among others of the same number"
+    saved = ("signal actions of every process; pending signals of processes and threads, in their order and with all "
+             "that they tell")
+    afterwards = "timers send their signals again: their order among other signals of the same number may differ"
 
     @at(Cut.CONTENT)
     def dump_pending(self, ctx: Dump) -> None:

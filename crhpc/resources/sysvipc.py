@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from crhpc.kernel import proc
 from crhpc.kernel.libc import PAGE
-from crhpc.resources import Cut, Kind, Phase, at
+from crhpc.resources import Chapter, Cut, Kind, Phase, at
 from crhpc.resources.context import Dump, Restore, Task
 from crhpc.resources.filling import fill_memory
 from crhpc.resources.residency import resident, without_guards
@@ -40,11 +40,16 @@ class SysvSegment:
 
 class SysvIpcKind(Kind):
     name = "sysvipc"
+    chapter = Chapter.IPC
     records = (SysvSegment,)
-    saved = ("System V shared memory with ids, keys, owners, modes, locks and the mark for removal; times and the "
-             "process that made it are those of the restart")
-    refused = ("System V semaphores and message queues; a segment that no task of the job may read; segments of huge "
-               "pages (SHM_HUGETLB)")
+    saved = "System V shared memory under its ids, with keys, owners, modes, contents, locks and the mark for removal"
+    refused = (
+        ("a segment that none of its users may read", "give it mode 600"),
+        ("a segment of huge pages", "make it without SHM_HUGETLB"),
+        ("System V semaphores or message queues", "use POSIX ones or memory instead"),
+    )
+    afterwards = ("times, and the processes that made and attached it last, are those of the restart. What may not "
+                  "be locked here is not, with a warning")
 
     @at(Cut.INSPECT)
     def inspect(self, ctx: Dump) -> None:

@@ -20,7 +20,7 @@ from crhpc.image.records import U64
 from crhpc.kernel import calls, libc, proc, ptrace, transfers
 from crhpc.kernel.calls import Call
 from crhpc.kernel.tracee import NO_CALL, Tracee
-from crhpc.resources import Cut, Kind, Phase, at
+from crhpc.resources import Chapter, Cut, Kind, Phase, at
 from crhpc.resources.context import Dump, Restore, Task
 from crhpc.resources.questions import ROOM, Question, answer, ask
 from crhpc.resources.stubs import clone_thread
@@ -67,14 +67,18 @@ class Thread:
 
 class ThreadsKind(Kind):
     name = "threads"
+    chapter = Chapter.PROCESSES
     records = (Thread,)
-    saved = ("thread ids, registers, vector state (XSAVE, AVX-512 and AMX too), TLS, rseq areas and critical sections, "
-             "robust lists, names, signal masks, alternate signal stacks; system calls in progress, which go on for "
-             "what is left of their time and of their bytes, without EINTR")
-    refused = ("hardware breakpoints; shadow stacks; a process whose first thread has ended. Sleeps on a processor's "
-               "clock begin anew, and so may, for as long as a checkpoint takes, a time-out that begins just then. "
-               "These return what they had moved, as after any signal: recvmsg with MSG_WAITALL on a unix socket, "
-               "recvmmsg, sendmmsg, splice, and reads of TCP with SO_RCVLOWAT")
+    saved = ("every thread under its own id: registers, vector state (SSE, AVX, AVX-512, AMX), thread-local storage, "
+             "name, signal mask, alternate signal stack, robust list, restartable sequence (one that is under way is "
+             "aborted, as by the scheduler). System calls in progress go on for what is left of their time and of "
+             "their bytes; no program sees an EINTR or a short count that it would not have seen")
+    refused = (
+        ("a process whose first thread has ended", "let the first thread wait for the others"),
+    )
+    afterwards = ("sleeps on a processor's clock begin anew, and so may, for as long as a checkpoint takes, a "
+                  "time-out that begins just then. These return what they had moved, as after any signal: recvmsg "
+                  "with MSG_WAITALL on a unix socket, recvmmsg, sendmmsg, splice, and reads of TCP with SO_RCVLOWAT")
 
     @at(Cut.INSPECT)
     def ask(self, ctx: Dump) -> None:

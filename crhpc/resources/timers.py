@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from crhpc.kernel import proc, ptrace
 from crhpc.kernel.tracee import Batch
-from crhpc.resources import Cut, Kind, Phase, at
+from crhpc.resources import Chapter, Cut, Kind, Phase, at
 from crhpc.resources.context import Dump, Restore, Task
 
 _ITIMER_REAL, _ITIMER_VIRTUAL, _ITIMER_PROF = 0, 1, 2
@@ -81,12 +81,19 @@ class _Read:
 
 class TimersKind(Kind):
     name = "timers"
+    chapter = Chapter.EVENTS
     records = (IntervalTimer, PosixTimer)
-    saved = ("interval timers and POSIX timers of all clocks: ids, what they tell whom, and the moment when they fire "
-             "by the job's own clock; of processor time and of CLOCK_REALTIME the time left")
-    refused = ("a POSIX timer for a thread that has ended, or on the processor time of a thread that can't be told. "
-               "Processors' clocks begin at 0 again, and how often a timer fired while its signal waited, also for the "
-               "end of the cut, is lost")
+    saved = ("interval timers (setitimer) and POSIX timers of all clocks with their ids, what they tell whom, and "
+             "the moment when they fire by the job's own clock; of processor time and of relative ones of "
+             "CLOCK_REALTIME the time left")
+    refused = (
+        ("a POSIX timer for a thread that has ended", "delete the timer"),
+        ("a POSIX timer on the processor time of one of several threads",
+         "let it tell the thread itself (SIGEV_THREAD_ID), or take the clock of pthread_getcpuclockid"),
+    )
+    afterwards = ("a timer fires meanwhile if it is due while the restart makes ready: its signal then waits. "
+                  "Processors' clocks begin at 0 again; how often a timer fired while its signal waited "
+                  "(timer_getoverrun), also at the end of the cut, is lost")
 
     @at(Cut.INSPECT)
     def inspect(self, ctx: Dump) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from crhpc.errors import PASSING, ImageDamaged, OtherMachine
 from crhpc.kernel import clone, proc
-from crhpc.resources import Cut, Kind, Phase, at, stubs
+from crhpc.resources import Chapter, Cut, Kind, Phase, at, stubs
 from crhpc.resources.context import Dump, Restore, Task
 from crhpc.resources.lineage import FIRST, Birth, End, NoLineage, Plan, plan
 from crhpc.resources.sharing import TABLES, SharedTable, sharers
@@ -51,12 +51,23 @@ class Process:
 
 class TreeKind(Kind):
     name = "tree"
+    chapter = Chapter.PROCESSES
     records = (Process,)
-    saved = ("process ids, parents (also where it is a thread beside the first that has the child), process groups and "
-             "sessions, also those whose leader has ended, orphans, exit signals, zombies with their exit status, name "
-             "and user id, stopped processes and whether their parents know")
-    refused = ("the processor time of ended children; where the core pattern names a program or a directory, that a "
-               "zombie left a core file")
+    saved = ("every process under its own id, with its parent (also where the child is that of a thread beside the "
+             "first), process group and session, also those whose leader has ended; orphans; zombies with their exit "
+             "status, name and user id; stopped processes, and whether their parents know; an exit signal other than "
+             "SIGCHLD")
+    refused = (
+        ("a place in the process tree that no order of births leads to",
+         "let it start a session of its own (setsid), and share no tables with others"),
+        ("a process whose parent has just ended", PASSING),
+        ("a process under a debugger", "detach the debugger"),
+        ("as a plain user, a process that may not be traced",
+         "run it without setuid, and without prctl(PR_SET_DUMPABLE, 0)"),
+    )
+    afterwards = ("the processor time of children that have ended is counted no more. Where the core pattern names a "
+                  "program or a directory, the status of a zombie does not say that it left a core file, which is "
+                  "told. A restart is refused where process ids end below those of the job (pid_max)")
 
     @at(Cut.INSPECT)
     def inspect(self, ctx: Dump) -> None:

@@ -20,7 +20,7 @@ from enum import Enum
 from crhpc.errors import FileChanged, FileGone, ImageDamaged
 from crhpc.filepolicy import Files
 from crhpc.kernel import directories, libc
-from crhpc.resources import Cut, Kind, Phase, aside, at
+from crhpc.resources import Chapter, Cut, Kind, Phase, aside, at
 from crhpc.resources.contents import PLAIN, data_ranges, fill, holds, open_object, place_of, save, written_by_mapping
 from crhpc.resources.context import Dump, OpenFile, Restore, SharedObject
 
@@ -56,12 +56,19 @@ class UserFile:
 
 class UserFilesKind(Kind):
     name = "userfiles"
+    chapter = Chapter.FILES
     records = (UserFile,)
-    saved = ("of files that the job has open by their paths or maps shared: length, time and a digest of samples; the "
-             "contents of those that it writes to, up to 4 MiB each (64 MiB where not only their end is written to, "
-             "or in /tmp, where also those are saved that are only read) and 256 MiB together; all of those that it "
-             "maps shared and writable")
-    refused = ""
+    saved = ("of the user's files that the job has open by their paths or maps shared: length, time and a digest of "
+             "samples, by which a restart knows whether they have changed. With their contents: all that the job "
+             "maps shared and writable; files that it has open for writing, up to 4 MiB each, and up to 64 MiB where "
+             "not only their end is written to; in `/tmp` and `/var/tmp` up to 64 MiB each, also those that are only "
+             "read; 256 MiB together, the smallest first")
+    refused = (
+        ("a mapping of a file that can't be reached", "keep the file where it is"),
+    )
+    afterwards = ("`--files` says what becomes of a file that has changed ([cli.md](cli.md#files)): it is cut back "
+                  "or brought back, stays, or the restart is refused. Files that were not open at the checkpoint are "
+                  "not looked at")
 
     @at(Cut.CONTENT)
     def dump(self, ctx: Dump) -> None:

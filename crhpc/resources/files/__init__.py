@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 from crhpc.errors import OtherMachine
 from crhpc.kernel import descriptors, pidfd, proc
 from crhpc.kernel.tracee import Tracee
-from crhpc.resources import Cut, Kind, Phase, at
+from crhpc.resources import Chapter, Cut, Kind, Phase, at
 from crhpc.resources.context import Dump, OpenFile, Restore, Task
 from crhpc.resources.sharing import SharedTable, sharers, threads_apart
 
@@ -105,9 +105,19 @@ class FilesKind(Kind):
     """The tables themselves; hands each open file to its kind."""
 
     name = "files"
+    chapter = Chapter.FILES
     records = (File, Descriptor)
-    saved = "descriptor tables, sharing of open files by dup and fork, flags, offsets, owners, close-on-exec"
-    refused = "a descriptor table of a thread's own (unshare with CLONE_FILES)"
+    saved = ("descriptor tables; open files that descriptors share after dup, fork or a message; flags, offsets, "
+             "close-on-exec, who gets SIGIO or SIGURG and which signal instead (F_SETOWN, F_SETSIG)")
+    refused = (
+        ("anything that no section of this page names: sockets of netlink, packets, raw IP, vsock, Bluetooth, SCTP "
+         "and UDP-Lite, io_uring, performance events, fanotify, userfaultfd, BPF, KVM, GPUs and other devices",
+         "close it, or turn off what opens it"),
+        ("a thread with a descriptor table of its own", "run it without unshare(CLONE_FILES)"),
+        ("a file system that the job serves itself (`/dev/fuse`)", "mount file systems of FUSE outside the job"),
+        ("a file whose path is longer than 4095 bytes", "keep files in directories that are less deep"),
+    )
+    afterwards = "a restart is refused where the hard limit of open files is below the job's highest descriptor"
 
     @at(Cut.INSPECT)
     def inspect(self, ctx: Dump) -> None:

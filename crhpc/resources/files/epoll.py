@@ -21,7 +21,7 @@ from functools import cmp_to_key
 from crhpc.image.records import U64
 from crhpc.kernel import descriptors, pidfd, proc
 from crhpc.kernel.tracee import Batch
-from crhpc.resources import Phase, at
+from crhpc.resources import Chapter, Phase, at
 from crhpc.resources.context import Dump, OpenFile, Restore, Task
 from crhpc.resources.files import Descriptor, File, FileKind, copied, holder
 
@@ -57,12 +57,16 @@ class EpollTarget:
 
 class EpollKind(FileKind):
     name = "epoll"
+    chapter = Chapter.EVENTS
     records = (Epoll, EpollTarget)
-    saved = ("what is watched and how, nested instances, targets whose number was closed or reused, busy polling. "
-             "What is ready is told after a restart, also what had been told by the edge (EPOLLET) before: no edge is "
-             "lost, one may be told twice. An EPOLLONESHOT that has fired may tell of a hang-up if its file was ready "
-             "for nothing at the restart")
-    refused = "a target that no process of the job holds any more"
+    saved = ("epoll instances, also nested: what is watched and how, targets whose number was closed or reused, busy "
+             "polling")
+    refused = (
+        ("a target that nobody in the job holds any more", "remove it from the epoll before it is closed"),
+    )
+    afterwards = ("what is ready is told again, also what had been told by the edge (EPOLLET) before: no edge is "
+                  "lost, one may be told twice. An EPOLLONESHOT that has fired may tell of a hang-up if its file was "
+                  "ready for nothing at the restart")
 
     def matches(self, file: OpenFile, ctx: Dump) -> bool:
         return file.link == "anon_inode:[eventpoll]"

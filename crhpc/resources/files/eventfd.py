@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass
 
 from crhpc.image.records import U64
+from crhpc.resources import Chapter
 from crhpc.resources.context import Dump, OpenFile, Restore
 from crhpc.resources.files import File, FileKind
 
@@ -23,6 +24,7 @@ class Eventfd:
 
 class EventfdKind(FileKind):
     name = "eventfd"
+    chapter = Chapter.EVENTS
     records = (Eventfd,)
     saved = "event counters with their value and semaphore mode"
 

@@ -17,7 +17,7 @@ from functools import partial
 
 from crhpc.errors import PASSING, FileGone, ImageDamaged, OtherMachine
 from crhpc.kernel import inotify, proc
-from crhpc.resources import Phase, at
+from crhpc.resources import Chapter, Phase, at
 from crhpc.resources.context import Dump, OpenFile, Restore
 from crhpc.resources.files import File, FileKind, copied
 
@@ -49,13 +49,19 @@ class InotifyWatch:
 
 class InotifyKind(FileKind):
     name = "inotify"
+    chapter = Chapter.EVENTS
     records = (Inotify, InotifyWatch)
-    saved = ("inotify instances with the numbers and masks of their watches. Numbers of watches that were removed may "
-             "be given out again after a restart; a checkpoint reads the files that it saves and directories in which "
-             "a watched file may be, as watches for IN_OPEN, IN_ACCESS and IN_CLOSE_NOWRITE are told")
-    refused = ("unread events (for the moment); watches of files that are not open, not in or above a directory that "
-               "the job has to do with, and not named on a command line or in the environment; numbers above 131072; "
-               "fanotify")
+    saved = "inotify instances with the numbers and masks of their watches"
+    refused = (
+        ("inotify events that are not read yet", PASSING),
+        ("a watch of a file whose name can't be found: not open, not in or above a directory that the job has to do "
+         "with, not named on a command line or in the environment",
+         "let the job watch what is in its working directory or in a directory that it has open"),
+        ("numbers of watches above 131072", "make a new inotify instance"),
+    )
+    afterwards = ("numbers of watches that were removed may be given out again. A checkpoint reads the files that it "
+                  "saves, and directories in which a watched file may be, as watches for IN_OPEN, IN_ACCESS and "
+                  "IN_CLOSE_NOWRITE are told. A restart is refused where a watched file is gone")
 
     def matches(self, file: OpenFile, ctx: Dump) -> bool:
         return file.link == "anon_inode:inotify"

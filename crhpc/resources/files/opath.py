@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass, field
 
 from crhpc.errors import FileGone
-from crhpc.resources import Phase, at
+from crhpc.resources import Chapter, Phase, at
 from crhpc.resources.context import Dump, OpenFile, Restore
 from crhpc.resources.files import O_PATH, File, FileKind, holder
 
@@ -25,10 +25,14 @@ class Place:
 
 class PlaceKind(FileKind):
     name = "place"
+    chapter = Chapter.FILES
     priority = 50
     records = (Place,)
     saved = "descriptors opened with O_PATH, of anything that has a name"
-    refused = "an O_PATH descriptor of something that has no name any more"
+    refused = (
+        ("an O_PATH descriptor of something that has no name any more", "keep it as long as it is open"),
+    )
+    afterwards = "a restart is refused where the path leads nowhere"
 
     def matches(self, file: OpenFile, ctx: Dump) -> bool:
         return bool(file.info.flags & O_PATH)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from crhpc.errors import ImageDamaged
 from crhpc.kernel import libc, proc
-from crhpc.resources import stubs
+from crhpc.resources import Chapter, stubs
 from crhpc.resources.context import Dump, OpenFile, Restore, Task
 from crhpc.resources.files import File, FileKind
 
@@ -37,9 +37,13 @@ class Pidfd:
 
 class PidfdKind(FileKind):
     name = "pidfd"
+    chapter = Chapter.EVENTS
     records = (Pidfd,)
-    saved = "descriptors of processes and threads (pidfd), also of those that have ended"
-    refused = "those of processes outside of the job"
+    saved = "descriptors of processes and threads (pidfd_open), also of those that have ended, with their exit status"
+    refused = (
+        ("a pidfd of a process that is not of the job", "close it"),
+    )
+    afterwards = "where no kernel tells how one ended that has been waited for (before Linux 6.15), its status is 0"
 
     def matches(self, file: OpenFile, ctx: Dump) -> bool:
         return file.link == "anon_inode:[pidfd]"

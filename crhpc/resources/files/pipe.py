@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 from crhpc.errors import FileGone, OtherMachine
 from crhpc.kernel import libc, pidfd
-from crhpc.resources import Phase, at
+from crhpc.resources import Chapter, Phase, at
 from crhpc.resources.context import Dump, OpenFile, Restore
 from crhpc.resources.files import Descriptor, File, FileKind
 
@@ -55,9 +55,16 @@ class Pipe:
 
 class PipeKind(FileKind):
     name = "pipe"
+    chapter = Chapter.CHANNELS
     records = (PipeEnd, Pipe)
-    saved = "pipes and fifos with contents, size, packet mode, and which ends are closed"
-    refused = "a pipe to a process outside the job"
+    saved = ("pipes and fifos with what is in them, size, packet mode, and which ends are closed; whether a fifo has "
+             "had a writer")
+    refused = (
+        ("a pipe that is written by a process outside the job", "give the job a file as its input"),
+        ("a pipe that is read by a process outside the job", "let the job write to a file"),
+    )
+    afterwards = ("a fifo is made again where its path is gone. A restart is refused where something else has its "
+                  "name, or a full pipe may not be so large here")
 
     def matches(self, file: OpenFile, ctx: Dump) -> bool:
         return modes.S_ISFIFO(file.stat.st_mode)

@@ -15,7 +15,7 @@ import struct
 from dataclasses import dataclass, field
 
 from crhpc.kernel import proc, ptrace
-from crhpc.resources import Cut, Phase, at
+from crhpc.resources import Chapter, Cut, Phase, at
 from crhpc.resources.context import Dump, OpenFile, Restore, Task
 from crhpc.resources.files import File, FileKind
 
@@ -54,10 +54,16 @@ class Pty:
 
 class PtyKind(FileKind):
     name = "pty"
+    chapter = Chapter.CHANNELS
     priority = 10
     records = (PtyEnd, Pty)
-    saved = "pseudo-terminals of the pod: number, termios, window size, buffered data, session and foreground group"
-    refused = "a terminal of the user's other than the standard streams; a slave whose master is gone"
+    saved = ("pseudo-terminals of the job under their own numbers: terminal settings, window size, modes, what is "
+             "buffered in both directions, session and foreground group")
+    refused = (
+        ("a terminal of the user's that is not one of the standard streams",
+         "let the job use its standard streams only"),
+        ("a terminal whose master is closed", "close it too"),
+    )
 
     def matches(self, file: OpenFile, ctx: Dump) -> bool:
         if not modes.S_ISCHR(file.stat.st_mode):

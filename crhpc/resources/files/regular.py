@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from crhpc.errors import FileGone
 from crhpc.kernel import descriptors, directories
-from crhpc.resources import Phase, at
+from crhpc.resources import Chapter, Phase, at
 from crhpc.resources.context import Dump, OpenFile, Restore
 from crhpc.resources.files import Descriptor, File, FileKind, copied, holder
 
@@ -51,12 +51,24 @@ class RegularFile:
 
 class RegularKind(FileKind):
     name = "regular"
+    chapter = Chapter.FILES
     records = (RegularFile,)
-    saved = ("path, offset and flags of files, directories and simple devices, write hints; unlinked files and memfds "
-             "with their contents; files of /proc, /sys and cgroups, which show what is so after the restart")
-    refused = ("devices other than null, zero, full, random, urandom, kmsg for writing and terminals; POSIX message "
-               "queues; removed directories; files of /proc of a process that has ended; a file whose name is gone "
-               "while it has another one elsewhere; directories watched with F_NOTIFY; paths of more than 4095 bytes")
+    saved = ("files, directories and the devices null, zero, full, random, urandom and (for writing) kmsg: path, "
+             "offset, flags, write hints; a place in a listing of a directory; files in `/dev/shm` and `$TMPDIR`, "
+             "memfds and files whose name is gone with their contents; files of `/proc`, `/sys` and cgroups, which "
+             "tell what is so after the restart")
+    refused = (
+        ("huge pages (hugetlbfs), secret memory, a buffer of a device, a BPF object; files of debugfs and tracefs; "
+         "files of `/sys` that are open for writing", "close it, or turn off what opens it"),
+        ("a directory that is watched with F_NOTIFY (dnotify)", "watch it with inotify"),
+        ("a file of `/proc` of a process that has ended", "close it"),
+        ("a directory or device that has been removed", "keep it as long as it is open"),
+        ("a file whose name is gone while it has another one in a place that nobody knows",
+         "keep the name under which it was opened"),
+    )
+    afterwards = ("an entry of a listing that was read before the checkpoint may come again where the directory has "
+                  "changed since. A restart is refused where a path leads nowhere or to something of another sort; a "
+                  "missing file is made again where its contents are in the image, see [userfiles](#userfiles)")
 
     def matches(self, file: OpenFile, ctx: Dump) -> bool:
         mode = file.stat.st_mode

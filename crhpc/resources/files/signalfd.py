@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from crhpc.image.records import U64
 from crhpc.kernel import libc
+from crhpc.resources import Chapter
 from crhpc.resources.context import Dump, OpenFile, Restore
 from crhpc.resources.files import File, FileKind
 
@@ -22,8 +23,9 @@ class Signalfd:
 
 class SignalfdKind(FileKind):
     name = "signalfd"
+    chapter = Chapter.EVENTS
     records = (Signalfd,)
-    saved = "the set of signals"
+    saved = "the set of signals that a signalfd reports"
 
     def matches(self, file: OpenFile, ctx: Dump) -> bool:
         return file.link == "anon_inode:[signalfd]"

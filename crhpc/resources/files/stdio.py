@@ -16,7 +16,7 @@ from crhpc.errors import FileChanged
 from crhpc.filepolicy import Files
 from crhpc.kernel import pidfd
 from crhpc.kernel.libc import PAGE
-from crhpc.resources import Cut, Phase, at
+from crhpc.resources import Chapter, Cut, Phase, at
 from crhpc.resources.context import Dump, OpenFile, Restore
 from crhpc.resources.files import Descriptor, File, FileKind
 
@@ -44,11 +44,14 @@ class StandardStream:
 
 class StdioKind(FileKind):
     name = "stdio"
+    chapter = Chapter.FILES
     priority = 100
     status_flags = os.O_NONBLOCK | os.O_ASYNC
     records = (StandardStream,)
-    saved = "which of the user's standard streams it is; of a regular file, length and contents (to 64 MiB)"
-    refused = ""
+    saved = ("which descriptors are the user's own standard streams; of a stream that is a regular file, length and "
+             "contents, up to 64 MiB")
+    afterwards = ("the job has the streams of the new `crhpc run`; a regular file is cut back or written again, so "
+                  "that it holds what an uninterrupted run writes ([cli.md](cli.md#standard-streams))")
 
     def matches(self, file: OpenFile, ctx: Dump) -> bool:
         return _stream(file, ctx) >= 0

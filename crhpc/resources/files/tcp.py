@@ -11,12 +11,12 @@ import select
 import socket
 from typing import Any
 
-from crhpc.errors import ImageDamaged
+from crhpc.errors import PASSING, ImageDamaged
 from crhpc.kernel import sockdiag, sockopt, tcp
 from crhpc.kernel.listeners import name_of, unmapped
 from crhpc.kernel.ports import Address
 from crhpc.kernel.tcp import Unread
-from crhpc.resources import Cut, Phase, at
+from crhpc.resources import Chapter, Cut, Phase, at
 from crhpc.resources.connections import CONNECTED, ENDED, Network, Queued
 from crhpc.resources.context import Dump, OpenFile, Restore
 from crhpc.resources.files import File, FileKind
@@ -32,12 +32,28 @@ _OPTIONS6 = (*_OPTIONS, *sockopt.OPTIONS_INET6)
 
 class TcpKind(FileKind):
     name = "tcp"
+    chapter = Chapter.CHANNELS
     records = (TcpSocket, TcpWaiting)
-    saved = ("TCP over IPv4 and IPv6: bound, listening with connections that are not accepted yet, connecting, "
-             "connected, half closed, closed and reset, with errors that are not taken yet; unread data, full windows, "
-             "urgent data; options, classic filters")
-    refused = ("a connection that leaves the job; Multipath TCP; TLS and other upper layers in the kernel; eBPF "
-               "filters; sending without copying; unread messages in an error queue; urgent data in a full window")
+    saved = ("TCP over IPv4 and IPv6 where both ends are the job's: bound, listening with connections that are not "
+             "accepted yet, connecting, connected, half closed, closed and reset, with errors that are not taken "
+             "yet; what is unread or under way, full windows, urgent data; options and classic filters")
+    refused = (
+        ("a connection that leaves the job", "close it during the run, or keep both of its ends in the job"),
+        ("a connection from outside the job that is not accepted yet", "end the program that connects to the job"),
+        ("a Multipath TCP socket", "let the program use plain TCP (in Go: GODEBUG=multipathtcp=0)"),
+        ("TLS or another upper layer in the kernel", "let the program do that itself"),
+        ("a closed socket with an error that is not taken yet and can't be made again",
+         "let the program take it (SO_ERROR)"),
+        ("a socket of another network namespace", "let the job make its sockets in its own"),
+        ("an eBPF program as a filter", "run it without the filter"),
+        ("sending without copying (SO_ZEROCOPY)", "turn off zero-copy sends"),
+        ("messages in an error queue that are not read yet", "let the program read them (MSG_ERRQUEUE)"),
+        ("urgent data in a full window; a connection that is being closed with more under way than fits", PASSING),
+    )
+    afterwards = ("what is under way may be in the queue of the other end, as windows grow; a sender whose end of "
+                  "transmission was not confirmed (FIN_WAIT1) has it confirmed. The port of a client that somebody "
+                  "has taken is another one, with a warning; where a listener's is taken, or an address is not one "
+                  "of this machine, a restart is refused")
 
     def matches(self, file: OpenFile, ctx: Dump) -> bool:
         family, kind, protocol = identity(file, ctx)

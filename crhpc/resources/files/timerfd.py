@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from crhpc.image.records import U64
 from crhpc.kernel import libc, proc
-from crhpc.resources import Phase, at
+from crhpc.resources import Chapter, Phase, at
 from crhpc.resources.context import Dump, OpenFile, Restore
 from crhpc.resources.files import File, FileKind
 
@@ -46,10 +46,12 @@ class Timerfd:
 
 class TimerfdKind(FileKind):
     name = "timerfd"
+    chapter = Chapter.EVENTS
     records = (Timerfd,)
-    saved = ("timers with interval, flags, expirations not read yet, and the moment when they fire by the job's own "
-             "clock; absolute ones of CLOCK_REALTIME by that of the world")
-    refused = "a change of the clock that was not read yet (TFD_TIMER_CANCEL_ON_SET) is lost"
+    saved = ("timers with clock, interval and flags, expirations that are not read yet, and the moment when they "
+             "fire by the job's own clock; absolute ones of CLOCK_REALTIME fire by the time of day")
+    afterwards = ("expirations that fall into the time of the restart itself are counted; a change of the time of "
+                  "day that was not read yet (TFD_TIMER_CANCEL_ON_SET) is lost")
 
     def matches(self, file: OpenFile, ctx: Dump) -> bool:
         return file.link == "anon_inode:[timerfd]"

@@ -21,7 +21,7 @@ from crhpc.kernel.listeners import as_family, is_any, name_of, unmapped
 from crhpc.kernel.messages import Datagram
 from crhpc.kernel.multicast import Membership
 from crhpc.kernel.ports import Address
-from crhpc.resources import Cut, Phase, at
+from crhpc.resources import Chapter, Cut, Phase, at
 from crhpc.resources.context import Dump, OpenFile, Restore
 from crhpc.resources.files import File, FileKind
 from crhpc.resources.sockets import (
@@ -98,12 +98,21 @@ class UdpMembership:
 
 class UdpKind(FileKind):
     name = "udp"
+    chapter = Chapter.CHANNELS
     records = (UdpSocket, UdpMessage, UdpMembership)
     saved = ("UDP over IPv4 and IPv6: bound and connected, queued datagrams with their senders and headers, "
              "multicast memberships, options, classic filters, a refusal that is not taken yet")
-    refused = ("datagrams of programs outside the job that are not read yet, and multicast ones where the program sees "
-               "where they were sent to; a datagram that is put together (UDP_CORK, MSG_MORE); UDP-Lite; eBPF filters; "
-               "unread messages in an error queue")
+    refused = (
+        ("unread datagrams from outside the job, empty ones, or multicast ones where the program sees where they were "
+         "sent to; a datagram that is being put together (UDP_CORK, MSG_MORE); an error that is not taken yet "
+         "together with datagrams", PASSING),
+        ("a socket of another network namespace", "let the job make its sockets in its own"),
+        ("an eBPF program as a filter", "run it without the filter"),
+        ("sending without copying (SO_ZEROCOPY)", "turn off zero-copy sends"),
+        ("messages in an error queue that are not read yet", "let the program read them (MSG_ERRQUEUE)"),
+    )
+    afterwards = ("a restart is refused where an address or interface is not one of this machine, a port is taken, "
+                  "or what is queued does not fit")
 
     def matches(self, file: OpenFile, ctx: Dump) -> bool:
         family, kind, protocol = identity(file, ctx)

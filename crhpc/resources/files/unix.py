@@ -21,7 +21,7 @@ from crhpc.errors import PASSING
 from crhpc.kernel import descriptors, messages, sockdiag
 from crhpc.kernel.messages import Message
 from crhpc.kernel.sockopt import OPTIONS_SOCKET, grow_send_buffer, read_options, restore_send_buffer, set_options
-from crhpc.resources import Phase, at
+from crhpc.resources import Chapter, Phase, at
 from crhpc.resources.context import Dump, OpenFile, Restore, Task
 from crhpc.resources.files import File, FileKind, holder
 from crhpc.resources.sockets import FAMILY, SocketNames, borrow, call_with_name, shown
@@ -71,11 +71,18 @@ class UnixMessage:
 
 class UnixKind(FileKind):
     name = "unix"
+    chapter = Chapter.CHANNELS
     records = (UnixSocket, UnixMessage)
-    saved = ("unix sockets of all types: names, peers, half-closed directions, queued data with descriptors in it, "
-             "connections not accepted yet, options, credentials of peers")
-    refused = ("a connection to a process outside the job; data in a connection that is not accepted yet; an empty "
-               "datagram that is not read yet")
+    saved = ("unix sockets of all three types, named, abstract, in pairs, listening: names with their modes, peers, "
+             "directions that are shut down, queued data with the descriptors in it, connections that are not "
+             "accepted yet, options, credentials that the peer sees")
+    refused = (
+        ("a unix connection to a process outside the job", "turn off the service that the program talks to"),
+        ("a unix socket of another network namespace", "let the job make its sockets in its own"),
+        ("an empty datagram that is not read yet; a connection that is not accepted yet from a client that has sent "
+         "something or is gone", PASSING),
+    )
+    afterwards = "a restart is refused where somebody uses the same path or abstract name"
 
     def matches(self, file: OpenFile, ctx: Dump) -> bool:
         if not modes.S_ISSOCK(file.stat.st_mode):
