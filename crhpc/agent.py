@@ -56,7 +56,10 @@ class ImageStore:
                       shards=[ShardSummary.from_json(shard) for shard in shards], stats=stats, connections=connections)
 
     def discard(self, temporary: Path) -> None:
-        discard_temporary(temporary)
+        try:
+            discard_temporary(temporary)
+        except OSError:   # the disk is gone, or somebody has tidied up
+            _log.debug("%s stays", temporary, exc_info=True)
 
     def job(self, image: str) -> dict[str, Any]:
         return read_manifest(image).job

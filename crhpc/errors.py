@@ -151,6 +151,8 @@ def failed_checkpoint(error: OSError, temporary: str | Path) -> CrhpcError:
     directory = os.path.dirname(temporary)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFull(path=directory, why=error.strerror)
+    if error.errno == errno.ESRCH:
+        return CheckpointFailed(why="a process of the job ended in the middle", cure=PASSING)
     name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes | Path) else ""
     if not name or name.startswith(str(temporary)):
         return CheckpointFailed(why=f"{directory}: {error.strerror}", cure="make the directory writable again")

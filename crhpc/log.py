@@ -16,9 +16,16 @@ from dataclasses import dataclass, field
 PREFIX = "crhpc: "
 
 
+_levels: dict[str, int] = {}
+"""By the last part of a module's name: many modules are loaded after the program has begun."""
+
+
 def logger(module: str) -> logging.Logger:
     """The logger of a module; call it with ``__name__``."""
-    return logging.getLogger(module)
+    found = logging.getLogger(module)
+    if (level := _levels.get(module.rpartition(".")[2])) is not None:
+        found.setLevel(level)
+    return found
 
 
 def configure(*, verbose: bool = False, environment: str | None = None) -> None:
@@ -35,6 +42,7 @@ def configure(*, verbose: bool = False, environment: str | None = None) -> None:
     root.propagate = False
     root.setLevel(logging.INFO if verbose else logging.WARNING)
     spec = os.environ.get("CRHPC_LOG", "") if environment is None else environment
+    _levels.clear()
     for item in filter(None, (part.strip() for part in spec.split(","))):
         name, _, level = item.rpartition("=")
         number = logging.getLevelName(level.upper())
@@ -42,8 +50,11 @@ def configure(*, verbose: bool = False, environment: str | None = None) -> None:
             continue
         if not name:
             root.setLevel(number)
-        for known in [n for n in logging.root.manager.loggerDict if n.startswith("crhpc")]:
-            if name and (known.split(".")[-1] == name or known.startswith(f"crhpc.{name}")):
+            continue
+        _levels[name] = number
+        logging.getLogger(f"crhpc.{name}").setLevel(number)   # a package: its modules follow
+        for known in list(logging.root.manager.loggerDict):
+            if known.startswith("crhpc.") and known.rpartition(".")[2] == name:
                 logging.getLogger(known).setLevel(number)
 
 

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -43,9 +45,20 @@ def cut(frozen: Frozen, pod: PodProcess, context: Pod, writer: ShardWriter, kind
                 run_steps(kinds, Cut.COLLECT, ctx)
             with steps.step("content", log):
                 run_steps(kinds, Cut.CONTENT, ctx)
+        except Unsupported:
+            if any(_has_ended(task) for task in frozen.tasks):   # what is left of it looks strange
+                raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from None
+            raise
         finally:
             borrowed.give_back()
     return ctx
+
+
+def _has_ended(task: Task) -> bool:
+    try:
+        return proc.stat(task.host).state in "ZX"
+    except OSError:
+        return True
 
 
 def survey(pod: PodProcess, context: Pod, kinds: list[Kind]) -> tuple[list[str], list[dict[str, Any]]]:
@@ -60,7 +73,8 @@ def survey(pod: PodProcess, context: Pod, kinds: list[Kind]) -> tuple[list[str],
             try:
                 run_steps([kind], Cut.INSPECT, ctx)
             except Unsupported as error:
-                if not error.passing:
+                if not error.passing and not any(task.pid == error.fields["pid"] and _has_ended(task)
+                                                 for task in ctx.tasks):
                     found.append(str(error))
             except OSError:   # something has ended or been closed meanwhile
                 log.debug("survey of %s", kind.name, exc_info=True)

@@ -216,11 +216,13 @@ class _Freezer:
     def _let_go(self) -> None:
         """Those that never stopped do so now that the others run again, or some time."""
         deadline = time.monotonic() + _LET_GO
-        while any(self.known.values()) and time.monotonic() < deadline:
+        while True:
             for pid, threads in self.known.items():
                 self._let_go_still(pid, threads)
                 for tid in list(threads):
                     self._stands_still(pid, tid)
+            if not any(self.known.values()) or time.monotonic() > deadline:
+                break
             time.sleep(0.0005)
         for pid, threads in self.known.items():
             for tid in threads:

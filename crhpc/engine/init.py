@@ -7,6 +7,7 @@ agent dies. It is never part of an image. While idle it sleeps in poll(2).
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import resource
 import select
@@ -126,7 +127,7 @@ class Init:
             problem = pipe.read()
         if problem:
             os.waitpid(pid, 0)
-            number, _, what = problem.decode().partition(" ")
+            number, _, what = os.fsdecode(problem).partition(" ")
             raise OSError(int(number), os.strerror(int(number)), what)
         self.root = pid
         return {"pid": pid}, [libc.syscall("pidfd_open", pid, 0)]
@@ -156,7 +157,7 @@ class Init:
         return {}, []
 
     def _read(self, message: Message, fds: list[int]) -> tuple[dict[str, Any], list[int]]:
-        with open(message["path"], encoding="utf-8") as file:
+        with open(message["path"], encoding="utf-8", errors="surrogateescape") as file:
             return {"text": file.read()}, []
 
     def _shmget(self, message: Message, fds: list[int]) -> tuple[dict[str, Any], list[int]]:
@@ -199,8 +200,9 @@ def _exec(message: Message, fds: list[int], problems: int) -> None:
         os.chdir(what)
         what = message["argv"][0]
         os.execvpe(what, message["argv"], message["env"])
-    except OSError as error:
-        os.write(problems, f"{error.errno} {what}".encode())
+    except Exception as error:
+        why = (isinstance(error, OSError) and error.errno) or errno.EINVAL   # no number, no name at all
+        os.write(problems, os.fsencode(f"{why} {what}"))
     finally:
         os._exit(127)
 

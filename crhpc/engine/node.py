@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import resource
@@ -244,10 +245,17 @@ class Node:
                 if alive:
                     os.kill(self.root_host, number)
                 return
-            leader = os.getpgid(self.root_host) if alive else self.root_host
-            # A number whose group has ended may be anybody's by now.
-            if leader and self.pod and any(_in_group(host, leader) for host in proc.descendants(self.pod.pid)):
+            leader = os.getpgid(self.root_host) if alive else self._group_left()
+            if leader:
                 os.killpg(leader, number)
+
+    def _group_left(self) -> int:
+        """The number here of the group that the job's first process led, if any of it is left; else 0."""
+        for host in proc.descendants(self.pod.pid) if self.pod else []:
+            with contextlib.suppress(OSError):
+                if proc.status(host).inner("NSpgid") == self.root:
+                    return os.getpgid(host)
+        return 0
 
     def tasks(self) -> list[dict[str, Any]]:
         """The pod's processes: pid, host_pid, program, threads."""
@@ -302,17 +310,17 @@ class Node:
             raise RestartFailed(image=image, why=why, cure="run with CRHPC_LOG=debug for the details") from error
 
 
-def _in_group(host: int, group: int) -> bool:
-    try:
-        return proc.stat(host).pgrp == group
-    except OSError:
-        return False
-
-
-_TEMPORARY = re.compile(r"/(?:[^/]+/)*crhpc-[0-9a-z]{6,32}", re.ASCII)
-_DESCRIPTION: dict[str, type | tuple[type, ...]] = {
-    "temporary": str, "root": int, "root_status": (int, type(None)), "hostname": str, "monotonic": (int, float),
-    "boottime": (int, float), "last_pid": int}
+_TEMPORARY = re.compile(r"/(?:[^/\0]+/)*crhpc-[0-9a-z]{6,32}", re.ASCII)
+_MOST_PIDS = 1 << 22
+"""PID_MAX_LIMIT of 64-bit kernels."""
+_DESCRIPTION: dict[str, Callable[[Any], bool]] = {
+    "temporary": lambda value: isinstance(value, str),
+    "hostname": lambda value: isinstance(value, str),
+    "root": lambda value: isinstance(value, int) and 0 < value < _MOST_PIDS,
+    "root_status": lambda value: isinstance(value, int | None),
+    "last_pid": lambda value: isinstance(value, int) and 0 <= value < _MOST_PIDS,
+    "monotonic": lambda value: isinstance(value, int | float) and math.isfinite(value),
+    "boottime": lambda value: isinstance(value, int | float) and math.isfinite(value)}
 
 
 def _check_description(image: str, described: object) -> None:
@@ -326,13 +334,21 @@ def _check_description(image: str, described: object) -> None:
 
     if not isinstance(described, dict):
         raise wrong("it does not describe a pod")
-    for name, kind in _DESCRIPTION.items():
-        if not isinstance(described.get(name), kind):
+    for name, fits in _DESCRIPTION.items():
+        if name not in described or not fits(described[name]):
             raise wrong(f"the pod's {name} is missing or wrong")
     place = described["temporary"]
     # It will be emptied: it must be one that a job of ours made, by its name.
-    if os.path.normpath(place) != place or not _TEMPORARY.fullmatch(place):
+    if os.path.normpath(place) != place or not _TEMPORARY.fullmatch(place) or not _is_path(place):
         raise wrong(f"{place!r} is no directory for temporary files")
+
+
+def _is_path(text: str) -> bool:
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:   # a surrogate that stands for no byte
+        return False
+    return True
 
 
 def _allow_many_descriptors() -> None:

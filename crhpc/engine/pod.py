@@ -56,11 +56,12 @@ class PodProcess:
             process.wait()
             self.channel.send({"op": "go"})
             self._expect("ready")
-        except ChannelClosed:
+        except BaseException as error:
             self.end()
-            raise NotAllowed(what="a pod", why="its first process ended at once", cure="see `crhpc doctor`") from None
-        except BaseException:
-            self.end()
+            process.wait()   # without its channel it ends
+            if isinstance(error, ChannelClosed):
+                raise NotAllowed(what="a pod", why="its first process ended at once",
+                                 cure="see `crhpc doctor`") from None
             raise
 
     def _expect(self, op: str) -> Message:

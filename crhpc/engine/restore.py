@@ -150,8 +150,8 @@ def control_number(shard: Shard) -> int:
     """
     used = {row.fd for row in shard.table(Descriptor, "descriptor")}
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    number = max(used, default=0) + _MARGIN
-    while number >= hard or number in used:
+    number = min(max(used, default=0) + _MARGIN, hard - 1)
+    while number in used:
         number -= 1
     if number < _MARGIN:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "descriptor for passing files")

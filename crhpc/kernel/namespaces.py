@@ -30,10 +30,16 @@ def map_own_ids(uid: int, gid: int) -> None:
 
 
 def write_file(path: str, content: str) -> None:
-    """Write a file of /proc in one call, so that the kernel's refusal is seen at once."""
+    """Write a file of /proc in one call, so that the kernel's refusal is seen at once.
+
+    Raises:
+        OSError: naming the file.
+    """
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, content.encode())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
     finally:
         os.close(fd)
 
