@@ -29,8 +29,6 @@ from crhpc.kernel.namespaces import (
     write_file,
 )
 
-_IPC_CREAT, _IPC_EXCL, _IPC_SET = 0o1000, 0o2000, 1
-
 
 def enter_namespaces(spec: Message) -> None:
     """Leave the node's namespaces for the pod's; those of pids and clocks hold for children only.
@@ -160,20 +158,20 @@ class Init:
         with open(message["path"], encoding="utf-8", errors="surrogateescape") as file:
             return {"text": file.read()}, []
 
-    def _shmget(self, message: Message, fds: list[int]) -> tuple[dict[str, Any], list[int]]:
-        """Make a System V segment under its old id."""
-        write_file("/proc/sys/kernel/shm_next_id", str(message["id"]))
-        flags = _IPC_CREAT | _IPC_EXCL | message["mode"]
-        number = libc.syscall("shmget", message["key"], message["size"], flags)
-        if number != message["id"]:
-            raise OSError(17, os.strerror(17), f"shmget: id {number} instead of {message['id']}")
-        if (message["uid"], message["gid"]) != (os.getuid(), os.getgid()):
-            room = ctypes.create_string_buffer(112)
-            libc.syscall("shmctl", number, 2, room)
-            for offset, value in ((4, message["uid"]), (8, message["gid"])):
-                room[offset:offset + 4] = value.to_bytes(4, "little")
-            libc.syscall("shmctl", number, _IPC_SET, room)
+    def _write(self, message: Message, fds: list[int]) -> tuple[dict[str, Any], list[int]]:
+        write_file(message["path"], message["text"])
         return {}, []
+
+    def _calls(self, message: Message, fds: list[int]) -> tuple[dict[str, Any], list[int]]:
+        """System calls for a kind, up to the first that fails (crhpc/resources/inside.py)."""
+        done = []
+        for name, arguments in message["calls"]:
+            words = [argument if isinstance(argument, int) else
+                     ctypes.create_string_buffer(bytes.fromhex(argument[1]), argument[0]) for argument in arguments]
+            result = libc.syscall(name, *words)
+            rooms = [word.raw.rstrip(b"\0").hex() for word in words if not isinstance(word, int)]
+            done.append([result, *rooms])
+        return {"done": done}, []
 
 
 def _exec(message: Message, fds: list[int], problems: int) -> None:

@@ -21,8 +21,9 @@ NR: dict[str, int] = {
     "nanosleep": 35, "getitimer": 36, "setitimer": 38, "getpid": 39, "sendfile": 40, "socket": 41, "connect": 42,
     "accept": 43, "sendto": 44, "recvfrom": 45, "sendmsg": 46, "recvmsg": 47, "bind": 49, "listen": 50,
     "getsockname": 51, "socketpair": 53, "clone": 56, "fork": 57, "vfork": 58, "exit": 60, "wait4": 61, "kill": 62,
-    "semget": 64, "semop": 65, "shmdt": 67, "msgget": 68, "fcntl": 72, "flock": 73, "getcwd": 79, "chdir": 80,
-    "fchdir": 81, "mkdir": 83, "rmdir": 84, "umask": 95, "getrlimit": 97, "setuid": 105, "setgid": 106, "setpgid": 109,
+    "semget": 64, "semop": 65, "semctl": 66, "shmdt": 67, "msgget": 68, "msgsnd": 69, "msgrcv": 70, "msgctl": 71,
+    "fcntl": 72, "flock": 73, "getcwd": 79, "chdir": 80, "fchdir": 81, "mkdir": 83, "rmdir": 84, "umask": 95,
+    "getrlimit": 97, "setuid": 105, "setgid": 106, "setpgid": 109,
     "setsid": 112, "setgroups": 116, "setresuid": 117, "setresgid": 119, "getpgid": 121, "setfsuid": 122,
     "setfsgid": 123, "getsid": 124, "capget": 125, "capset": 126, "rt_sigtimedwait": 128, "rt_sigqueueinfo": 129,
     "rt_sigsuspend": 130, "sigaltstack": 131, "personality": 135, "statfs": 137, "mlock": 149, "mlockall": 151,
@@ -31,6 +32,7 @@ NR: dict[str, int] = {
     "restart_syscall": 219, "semtimedop": 220, "timer_create": 222, "timer_settime": 223, "timer_gettime": 224,
     "timer_getoverrun": 225, "timer_delete": 226, "clock_gettime": 228, "clock_nanosleep": 230, "exit_group": 231,
     "epoll_wait": 232, "epoll_ctl": 233, "tgkill": 234, "mbind": 237, "set_mempolicy": 238, "get_mempolicy": 239,
+    "mq_open": 240, "mq_unlink": 241, "mq_timedsend": 242, "mq_timedreceive": 243, "mq_getsetattr": 245,
     "waitid": 247, "ioprio_set": 251, "ioprio_get": 252, "inotify_add_watch": 254, "inotify_rm_watch": 255,
     "openat": 257, "pselect6": 270, "ppoll": 271, "unshare": 272, "set_robust_list": 273, "get_robust_list": 274,
     "tee": 276, "epoll_pwait": 281, "timerfd_create": 283, "fallocate": 285, "timerfd_settime": 286,
@@ -38,8 +40,9 @@ NR: dict[str, int] = {
     "pipe2": 293, "inotify_init1": 294, "rt_tgsigqueueinfo": 297, "prlimit64": 302, "setns": 308,
     "process_vm_readv": 310, "process_vm_writev": 311, "kcmp": 312, "sched_setattr": 314, "sched_getattr": 315,
     "seccomp": 317, "getrandom": 318, "memfd_create": 319, "userfaultfd": 323, "membarrier": 324, "mlock2": 325,
-    "preadv2": 327, "pwritev2": 328, "rseq": 334, "pidfd_send_signal": 424, "pidfd_open": 434, "clone3": 435,
-    "close_range": 436, "pidfd_getfd": 438, "epoll_pwait2": 441, "mseal": 462,
+    "preadv2": 327, "pwritev2": 328, "rseq": 334, "pidfd_send_signal": 424, "pidfd_open": 434, "fsopen": 430,
+    "fsconfig": 431, "fsmount": 432, "clone3": 435, "close_range": 436, "pidfd_getfd": 438, "epoll_pwait2": 441,
+    "mseal": 462,
 }
 """System call numbers of x86-64 (arch/x86/entry/syscalls/syscall_64.tbl)."""
 

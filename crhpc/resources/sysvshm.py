@@ -15,9 +15,10 @@ from crhpc.kernel.libc import PAGE
 from crhpc.resources import Chapter, Cut, Kind, Phase, at
 from crhpc.resources.context import Dump, Restore, Task
 from crhpc.resources.filling import fill_memory
+from crhpc.resources.inside import IPC_CREAT, IPC_EXCL, IPC_RMID, IPC_STAT, create_inside, numbers_inside
 from crhpc.resources.residency import resident, without_guards
 
-_IPC_RMID, _IPC_SET, _IPC_STAT, _SHM_LOCK = 0, 1, 2, 11
+_SHM_LOCK = 11
 _SHM_DEST, _SHM_LOCKED, _SHM_RDONLY = 0o1000, 0o2000, 0o10000
 _SHMID_DS = struct.Struct("iIIIIIHH4x2Q QqqqiiQ2Q")
 """struct shmid64_ds: key uid gid cuid cgid mode seq ..., size, three times, two pids, attached, two spare."""
@@ -38,30 +39,21 @@ class SysvSegment:
     pages: int = field(metadata={"doc": "page object"})
 
 
-class SysvIpcKind(Kind):
-    name = "sysvipc"
+class SysvSegmentsKind(Kind):
+    name = "sysvshm"
     chapter = Chapter.IPC
     records = (SysvSegment,)
     saved = "System V shared memory under its ids, with keys, owners, modes, contents, locks and the mark for removal"
     refused = (
         ("a segment that none of its users may read", "give it mode 600"),
         ("a segment of huge pages", "make it without SHM_HUGETLB"),
-        ("System V semaphores or message queues", "use POSIX ones or memory instead"),
     )
     afterwards = ("times, and the processes that made and attached it last, are those of the restart. What may not "
                   "be locked here is not, with a warning")
 
-    @at(Cut.INSPECT)
-    def inspect(self, ctx: Dump) -> None:
-        for kind in ("sem", "msg"):
-            if len(ctx.pod_file(f"/proc/sysvipc/{kind}").splitlines()) > 1:
-                raise ctx.refuse("System V semaphores or message queues", ctx.tasks[0],
-                                 "use POSIX ones or memory instead")
-
     @at(Cut.CONTENT)
     def dump(self, ctx: Dump) -> None:
-        for line in ctx.pod_file("/proc/sysvipc/shm").splitlines()[1:]:
-            number = int(line.split()[1])
+        for number in numbers_inside(ctx.init, "shm"):
             task, raw = _stat(ctx, number)
             words = _SHMID_DS.unpack(raw)
             key, uid, gid, mode, size = words[0], words[1], words[2], words[5], words[10]
@@ -71,8 +63,8 @@ class SysvIpcKind(Kind):
     @at(Phase.OBJECTS)
     def create(self, ctx: Restore) -> None:
         for row in ctx.rows(SysvSegment):
-            ctx.init.request({"op": "shmget", "id": row.id, "key": 0 if row.removed else row.key, "size": row.size,
-                              "mode": row.mode, "uid": row.uid, "gid": row.gid})
+            create = "shmget", (0 if row.removed else row.key, row.size, IPC_CREAT | IPC_EXCL | row.mode)
+            create_inside(ctx.init, "shm", row.id, create, (row.uid, row.gid))
 
     @at(Phase.PAGES)
     def fill(self, ctx: Restore) -> None:
@@ -94,14 +86,14 @@ class SysvIpcKind(Kind):
             if row.locked:
                 _lock(ctx, task, row)
             if row.removed:
-                task.call("shmctl", row.id, _IPC_RMID, 0)
+                task.call("shmctl", row.id, IPC_RMID, 0)
 
 
 def _stat(ctx: Dump, number: int) -> tuple[Task, bytes]:
     """IPC_STAT of a segment, and a task that may do it: those that have attached it first."""
     for task in sorted(ctx.tasks, key=lambda task: not any(_shows(m, number) for m in task.mappings)):
         with contextlib.suppress(PermissionError):
-            task.call("shmctl", number, _IPC_STAT, task.area.data)
+            task.call("shmctl", number, IPC_STAT, task.area.data)
             return task, task.leader.read(task.area.data, _SHMID_DS.size)
     raise ctx.refuse(f"System V segment {number}, which none of its users may read", ctx.tasks[0], "give it mode 600")
 

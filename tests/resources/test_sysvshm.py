@@ -1,10 +1,9 @@
-"""What of System V IPC is refused; what is saved is in tests/programs (sysv_shm.c, locked_segment.c)."""
+"""What of System V shared memory is refused; what is saved is in tests/programs (sysv_shm.c, locked_segment.c)."""
 from __future__ import annotations
 
 import ctypes
 import os
 
-import pytest
 from need import need
 
 _IPC = """
@@ -25,8 +24,3 @@ def test_huge_pages(refused):
     libc.shmctl(number, 0, None)
     error = refused(f"{_IPC}call('shmget', 0, 2 << 20, {flags})")
     assert "of huge pages" in str(error) and "SHM_HUGETLB" in str(error)
-
-
-@pytest.mark.parametrize("made", ["call('semget', 0, 1, 0o600)", "call('msgget', 0, 0o600)"], ids=["sem", "msg"])
-def test_semaphores_and_queues(refused, made):
-    assert "System V semaphores or message queues" in str(refused(_IPC + made))
