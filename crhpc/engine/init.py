@@ -50,11 +50,13 @@ def enter_namespaces(spec: Message) -> None:
 
 
 def mount_own(spec: Message) -> None:
-    """The pod's own /proc, /dev/shm and terminals. Other mounts of the node stay visible and follow it."""
+    """The pod's own /proc, /dev/shm, message queues and terminals. Other mounts of the node stay and follow it."""
     mount("", "/", flags=MS_REC | MS_SLAVE)
     mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     if os.path.isdir("/dev/shm"):
         mount("tmpfs", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777")
+    if os.path.isdir("/dev/mqueue"):
+        mount("mqueue", "/dev/mqueue", "mqueue", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     if os.path.isdir("/dev/pts"):
         mount("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620")
         mount("/dev/pts/ptmx", "/dev/ptmx", flags=MS_BIND)

@@ -78,7 +78,10 @@ def _form(argument: int | bytes | Room) -> int | tuple[int, str]:
 
 def numbers_inside(init: PodInit, what: str) -> list[int]:
     """The ids of all System V objects of a sort: ``shm``, ``sem`` or ``msg``."""
-    listing = str(init.request({"op": "read", "path": f"/proc/sysvipc/{what}"})["text"])
+    try:
+        listing = str(init.request({"op": "read", "path": f"/proc/sysvipc/{what}"})["text"])
+    except FileNotFoundError:   # a kernel without CONFIG_SYSVIPC
+        return []
     return [int(line.split()[1]) for line in listing.splitlines()[1:]]
 
 

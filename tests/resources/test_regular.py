@@ -20,14 +20,12 @@ from crhpc.errors import FileGone
      "/stat, of what has ended"),
     ("fd = os.open('/proc/self/ns/mnt', os.O_RDONLY)", "mnt:["),
     ("fd = ctypes.CDLL(None).syscall(447, 0); assert fd >= 0", "secret memory"),   # memfd_secret
-    ("fd = ctypes.CDLL('librt.so.1').mq_open(b'/crhpc-test', os.O_CREAT | os.O_RDWR, 0o600, None); assert fd >= 0\n"
-     "ctypes.CDLL('librt.so.1').mq_unlink(b'/crhpc-test')", "a POSIX message queue"),
     ("os.makedirs('/'.join(['d' * 200] * 19))\n"
      "for n in range(19): os.chdir('d' * 200)\n"
      "os.mkdir('e' * 200); os.chdir('e' * 200); os.mkdir('f' * 200)\n"
      "fd = os.open('f' * 200, os.O_RDONLY); os.chdir('/')", "a file whose path is longer than 4095 bytes"),
 ], ids=["dnotify", "a removed directory", "another name", "a process that has ended", "a namespace", "secret memory",
-        "a message queue", "a path that is too long"])
+        "a path that is too long"])
 def test_refused(refused, setup, what):
     if "447" in setup:
         need(_has_secret_memory(), "memfd_secret(2) is off here")

@@ -27,7 +27,7 @@ _KMSG = (1, 11)
 _GONE = " (deleted)"
 _F_GETOWN_EX, _F_GET_RW_HINT, _F_SET_RW_HINT = 16, 1035, 1036
 _REFUSED = {
-    directories.MQUEUE: "a POSIX message queue", directories.HUGETLBFS: "a file of huge pages",
+    directories.HUGETLBFS: "a file of huge pages",
     directories.SECRETMEM: "secret memory (memfd_secret)", directories.DMA_BUF: "a buffer of a device",
     directories.BPF: "a BPF object", directories.SYSFS: "a file of /sys that is open for writing",
     directories.DEBUGFS: "a file of debugfs", directories.TRACEFS: "a file of tracefs",
