@@ -81,5 +81,20 @@ def test_every_refusal_is_on_the_page(path: Path) -> None:
         assert any(known in text for text in shown), f"{relative(path)}:{line}: no kind tells of the cure {cure!r}"
 
 
+BLOCK = re.compile(r"^`(\S+)`:\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def test_the_example_is_what_the_files_hold() -> None:
+    """Every piece of code in docs/adding-a-kind.md, in its order; where it leaves something out it says ``...``."""
+    blocks = BLOCK.findall((ROOT / "docs/adding-a-kind.md").read_text(encoding="utf-8"))
+    assert len(blocks) == 4
+    for name, code in blocks:
+        source = (ROOT / name).read_text(encoding="utf-8")
+        place = 0
+        for piece in re.split(r"^\s*\.\.\.\n", code, flags=re.MULTILINE):
+            assert piece.strip("\n") in source[place:], f"{name} has no more:\n{piece}"
+            place = source.index(piece.strip("\n"), place) + len(piece.strip("\n"))
+
+
 def test_what_passes_is_said_with_the_cure_that_makes_the_coordinator_try_again() -> None:
     assert any(cure == PASSING for kind in all_kinds() for _, cure in kind.refused)
