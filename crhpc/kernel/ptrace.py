@@ -21,13 +21,14 @@ else:
     Registers = _binding.ptrace_registers_t
     """The 27 registers of x86-64, ``struct user_regs_struct`` of <sys/user.h>."""
 
-_CONT, _DETACH, _SYSCALL, _GETREGS, _SETREGS = 7, 17, 24, 12, 13
+_CONT, _STEP, _DETACH, _SYSCALL, _GETREGS, _SETREGS = 7, 9, 17, 24, 12, 13
 _SETOPTIONS, _GETEVENTMSG, _GETSIGINFO, _SETSIGINFO = 0x4200, 0x4201, 0x4202, 0x4203
 _GETREGSET, _SETREGSET, _SEIZE, _INTERRUPT, _LISTEN = 0x4204, 0x4205, 0x4206, 0x4207, 0x4208
 _PEEKSIGINFO, _GETSIGMASK, _SETSIGMASK = 0x4209, 0x420A, 0x420B
 _GET_RSEQ_CONFIGURATION, _GET_SYSCALL_USER_DISPATCH_CONFIG = 0x420F, 0x4211
 _NAMES = {
-    _CONT: "CONT", _DETACH: "DETACH", _SYSCALL: "SYSCALL", _GETREGS: "GETREGS", _SETREGS: "SETREGS",
+    _CONT: "CONT", _STEP: "SINGLESTEP", _DETACH: "DETACH", _SYSCALL: "SYSCALL",
+    _GETREGS: "GETREGS", _SETREGS: "SETREGS",
     _SETOPTIONS: "SETOPTIONS", _GETEVENTMSG: "GETEVENTMSG", _GETSIGINFO: "GETSIGINFO", _SETSIGINFO: "SETSIGINFO",
     _GETREGSET: "GETREGSET", _SETREGSET: "SETREGSET", _SEIZE: "SEIZE", _INTERRUPT: "INTERRUPT", _LISTEN: "LISTEN",
     _PEEKSIGINFO: "PEEKSIGINFO", _GETSIGMASK: "GETSIGMASK", _SETSIGMASK: "SETSIGMASK",
@@ -79,6 +80,11 @@ def cont(tid: int, signal: int = 0) -> None:
 def syscall(tid: int, signal: int = 0) -> None:
     """Let a stopped thread run to the next entry to or exit from a system call."""
     _request(_SYSCALL, tid, 0, signal)
+
+
+def step(tid: int) -> None:
+    """Let a stopped thread run for one instruction; SIGTRAP must not be blocked, or its action goes."""
+    _request(_STEP, tid)
 
 
 def listen(tid: int) -> None:

@@ -12,10 +12,23 @@ import struct
 from dataclasses import dataclass, field, replace
 
 from crhpc.image.records import U64
-from crhpc.kernel import descriptors, proc
-from crhpc.resources import Chapter, Cut, Kind, Phase, at
+from crhpc.kernel import descriptors, proc, vdso
+from crhpc.resources import Chapter, Cut, Kind, Phase, at, bridge
+from crhpc.resources.bridge import Vdso
 from crhpc.resources.context import Dump, Restore, Task
-from crhpc.resources.space import CONTENTS, FILE, SHARED, SYSV, Vma, backing, file_without_name, map_all, vacate
+from crhpc.resources.space import (
+    CONTENTS,
+    FILE,
+    SHARED,
+    SYSV,
+    Vma,
+    backing,
+    bridges,
+    file_without_name,
+    kernel_pages,
+    map_all,
+    vacate,
+)
 
 _PR_SET_MM, _PR_SET_MM_MAP = 35, 14
 _PR_SET_MEMORY_MERGE, _PR_GET_MEMORY_MERGE = 67, 68
@@ -60,7 +73,7 @@ class AddressSpace:
 class MemoryKind(Kind):
     name = "memory"
     chapter = Chapter.MEMORY
-    records = (AddressSpace, Vma)
+    records = (AddressSpace, Vma, Vdso)
     saved = ("mappings at their addresses with protection, madvise and mlock settings, seals and names; locking and "
              "merging of all memory to come; the heap's end, the auxiliary vector, where arguments and environment "
              "are; the vdso where it was; `/proc/PID/exe`, also of a program whose file is gone")
@@ -81,9 +94,9 @@ class MemoryKind(Kind):
     afterwards = ("neighbouring mappings that are alike may be shown as one or as several, and the flags for "
                   "accounted and softly dirty memory (`ac`, `sd` in smaps) depend on what was written first. A "
                   "private mapping of a file whose name is gone may be anonymous memory with the same contents. What "
-                  "may not be locked here is not, with a warning. The files of programs and libraries must be there "
-                  "and be what they were: of their pages only those are in the image that the job has changed. A "
-                  "restart is refused where the kernel's vdso has another layout")
+                  "may not be locked here is not, with a warning. On a kernel with another vdso the old one's code "
+                  "stays where it was, as plain memory, and leads to the new one's, which is mapped elsewhere; a "
+                  "restart is refused where a thread was just inside it and needs the old kernel's data")
 
     @at(Cut.INSPECT)
     def inspect(self, ctx: Dump) -> None:
@@ -99,6 +112,7 @@ class MemoryKind(Kind):
             for mapping in task.mappings:
                 ctx.add(_vma(ctx, task, mapping))
             ctx.add(_address_space(ctx, task))
+        ctx.add(Vdso(vdso.own()))
 
     @at(Cut.CONTENT)
     def find_files_without_names(self, ctx: Dump) -> None:
@@ -110,17 +124,26 @@ class MemoryKind(Kind):
                 number = file_without_name(ctx, mappings[row.pid, row.start])
                 rows[i] = row if number < 0 else replace(row, backing=FILE, shared_object=number)
 
+    @at(Phase.CHECK)
+    def check(self, ctx: Restore) -> None:
+        bridge.check(ctx, {pid: kernel_pages(vmas) for pid, vmas in _by_pid(ctx).items()})
+
     @at(Phase.SPACE)
     def restore_space(self, ctx: Restore) -> None:
-        by_pid: dict[int, list[Vma]] = {}
-        for row in ctx.rows(Vma):
-            by_pid.setdefault(row.pid, []).append(row)
+        by_pid = _by_pid(ctx)
         spaces = {row.pid: row for row in ctx.rows(AddressSpace)}
         for pid, task in ctx.tasks.items():
             vmas = by_pid[pid]
             vacate(ctx, task, vmas)
             _set_mm(ctx, task, spaces[pid])   # while nothing is mapped that could be the stub's own program: EBUSY
             map_all(ctx, task, vmas)
+            if pid in bridges(ctx):
+                bridge.build(ctx, task, bridges(ctx)[pid])
+
+    @at(Phase.STATE)
+    def open_bridges(self, ctx: Restore) -> None:
+        for pid, made in bridges(ctx).items():
+            bridge.open_it(ctx, ctx.tasks[pid], made)
 
     @at(Phase.STATE)
     def restore_future(self, ctx: Restore) -> None:
@@ -216,6 +239,13 @@ def _lock_future(task: Task) -> int:
 
 
 # -- restore --------------------------------------------------------------------------------------------
+def _by_pid(ctx: Restore) -> dict[int, list[Vma]]:
+    found: dict[int, list[Vma]] = {}
+    for row in ctx.rows(Vma):
+        found.setdefault(row.pid, []).append(row)
+    return found
+
+
 def _set_mm(ctx: Restore, task: Task, row: AddressSpace) -> None:
     """PR_SET_MM_MAP with all fields; the exe link too, unless it is the stub's own program already."""
     exe_fd = -1

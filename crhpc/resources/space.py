@@ -14,11 +14,12 @@ import resource
 import struct
 from dataclasses import dataclass, field
 
-from crhpc.errors import OtherMachine
 from crhpc.image.records import U64
 from crhpc.kernel import descriptors, proc, ptrace
 from crhpc.kernel.libc import PAGE
 from crhpc.kernel.tracee import Area, Batch
+from crhpc.resources import bridge
+from crhpc.resources.bridge import Bridge, Piece
 from crhpc.resources.context import Dump, Restore, Task
 
 _NOT_OURS = ("[vsyscall]", "[uprobes]")
@@ -100,15 +101,12 @@ def _hole(taken: list[tuple[int, int]], size: int) -> int:
 
 
 def vacate(ctx: Restore, task: Task, vmas: list[Vma]) -> None:
-    """Empty a stub's address space but for a scratch area; put the vdso where the image has it."""
+    """Empty a stub's address space but for a scratch area; put the vdso where the image has it, or over a bridge."""
     own = proc.maps(task.host)
     old = {m.name: m for m in own if m.special and m.name not in _NOT_OURS}
-    new = {row.path: row for row in vmas if row.backing == KERNEL and row.path not in _NOT_OURS}
-    if {name: m.size for name, m in old.items()} != {name: row.end - row.start for name, row in new.items()}:
-        raise OtherMachine(image=ctx.image, what="this kernel's vdso has another layout",
-                           cure="restart on a node with the kernel of the checkpoint")
+    homes, extent = _homes(ctx, task, list(old.values()), vmas)
     _unregister_rseq(task)
-    taken = [(m.start, m.end) for m in own if m.end <= TASK_SIZE] + [(row.start, row.end) for row in vmas]
+    taken = [(m.start, m.end) for m in own if m.end <= TASK_SIZE] + [(row.start, row.end) for row in vmas] + extent
     start = _hole(taken, _AREA_SIZE + _KERNEL_PAGES_ROOM)
     task.call("mmap", start, _AREA_SIZE, 7, _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_FIXED_NOREPLACE, -1, 0)
     task.mapped_area = area = Area(task.leader, start, _AREA_SIZE)
@@ -121,12 +119,35 @@ def vacate(ctx: Restore, task: Task, vmas: list[Vma]) -> None:
         moves = []
         for name, m in old.items():
             batch.call("mremap", m.start, m.size, m.size, _MREMAP_MOVE_FIXED, waypoint)
-            moves.append(("mremap", waypoint, m.size, m.size, _MREMAP_MOVE_FIXED, new[name].start))
+            moves.append(("mremap", waypoint, m.size, m.size, _MREMAP_MOVE_FIXED, homes[name]))
             waypoint += m.size
         batch.call("munmap", 0, start)
         batch.call("munmap", waypoint, TASK_SIZE - waypoint)
         for move in moves:
             batch.call(*move)
+
+
+def kernel_pages(vmas: list[Vma]) -> list[Piece]:
+    """What the kernel had mapped into one task of the image by itself."""
+    return [Piece(row.path, row.start, row.end) for row in vmas if row.backing == KERNEL and row.path not in _NOT_OURS]
+
+
+def _homes(ctx: Restore, task: Task, own: list[proc.Mapping],
+           vmas: list[Vma]) -> tuple[dict[str, int], list[tuple[int, int]]]:
+    """Where this kernel's pages come to lie; and what they take that was free in the image."""
+    there = kernel_pages(vmas)
+    if bridge.same_pages(ctx, [Piece(m.name, m.start, m.end) for m in own], there):
+        return {piece.name: piece.start for piece in there}, []
+    others = [(row.start, row.end, f"{row.flags} {row.path.strip('[]')}") for row in vmas if row.backing != KERNEL]
+    made = bridge.plan(ctx, [Piece(m.name, m.start, m.end) for m in own], there, others)
+    ctx.state.setdefault("bridges", {})[task.pid] = made
+    return made.homes, [made.extent]
+
+
+def bridges(ctx: Restore) -> dict[int, Bridge]:
+    """The tasks whose calls have to be led to another vdso."""
+    found: dict[int, Bridge] = ctx.state.get("bridges", {})
+    return found
 
 
 def _unregister_rseq(task: Task) -> None:

@@ -14,15 +14,17 @@ import contextlib
 import ctypes
 import struct
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from crhpc.image.records import U64
 from crhpc.kernel import calls, libc, proc, ptrace, transfers
 from crhpc.kernel.calls import Call
 from crhpc.kernel.tracee import NO_CALL, Tracee
 from crhpc.resources import Chapter, Cut, Kind, Phase, at
+from crhpc.resources.bridge import lead_out
 from crhpc.resources.context import Dump, Restore, Task
 from crhpc.resources.questions import ROOM, Question, answer, ask
+from crhpc.resources.space import bridges
 from crhpc.resources.stubs import clone_thread
 
 PR_SET_NAME, PR_GET_TID_ADDRESS = 15, 40
@@ -108,6 +110,17 @@ class ThreadsKind(Kind):
             task = ctx.tasks[row.pid]
             if row.tid not in task.threads:
                 task.threads[row.tid] = clone_thread(task, row.tid)
+
+    @at(Phase.WATCH)
+    def leave_old_code(self, ctx: Restore) -> None:
+        """Threads that were inside a vdso of another kernel: all memory is there, and not yet the jumps out of it."""
+        rows = ctx.rows(Thread)
+        for i, row in enumerate(rows):
+            made = bridges(ctx).get(row.pid)
+            if made is not None and made.inside(ptrace.Registers.from_buffer_copy(row.registers).rip):
+                task = ctx.tasks[row.pid]
+                registers, xstate = lead_out(ctx, task, task.threads[row.tid], made, row.registers, row.xstate)
+                rows[i] = replace(row, registers=registers, xstate=xstate)
 
     @at(Phase.STATE)
     def set_state(self, ctx: Restore) -> None:
