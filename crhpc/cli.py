@@ -85,7 +85,7 @@ def _supervise(directory: JobDirectory, task: Task, args: argparse.Namespace, re
 
 
 def _policy(args: argparse.Namespace) -> FilePolicy:
-    return FilePolicy(args.files, args.map)
+    return FilePolicy(args.files, args.map, args.force)
 
 
 def _clear(directory: JobDirectory) -> None:
@@ -298,6 +298,8 @@ def _add_job_options(sub: argparse.ArgumentParser) -> None:
                           "left as they are (keep), or a reason to refuse (strict)")
     sub.add_argument("--map", type=moved_path, action="append", default=[], metavar="OLD=NEW",
                      help="at a restart, look for the files that were below OLD below NEW")
+    sub.add_argument("--force", action="store_true",
+                     help="restart on a machine, or with program files, that may break the job")
     sub.add_argument("--wait-all", action="store_true", help="the job is over when its last process ends")
     sub.add_argument("-v", "--verbose", action="store_true", help="a line for each checkpoint")
     sub.add_argument("--memory", type=count_of_bytes, default="256M", help=argparse.SUPPRESS)

@@ -193,6 +193,13 @@ class FileGone(CrhpcError):
     code = EXIT_NO_IMAGE
 
 
+class OtherBuild(CrhpcError):
+    """cannot restart {image}: {path} {why}; pid {pid} ({program}) has it mapped. Cure: put back what it was at the
+    checkpoint, tell where that is now (--map OLD=NEW), or --force it where the difference does not matter"""
+
+    code = EXIT_REFUSED
+
+
 class FileChanged(CrhpcError):
     """cannot restart {image}: {path} {why}; pid {pid} ({program}) has it open. Cure: {cure}"""
 

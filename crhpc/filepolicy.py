@@ -1,4 +1,5 @@
-"""What a restart does with the files that the job had open, and where they are by now: ``--files`` and ``--map``.
+"""What a restart does with the files that the job had open, where they are by now, and what it puts up with:
+``--files``, ``--map`` and ``--force``.
 
 Standard library only; travels from the command line to every node as plain data.
 """
@@ -24,11 +25,13 @@ class Files(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class FilePolicy:
-    """Both options."""
+    """The options."""
 
     files: Files = Files.ROLLBACK
     moved: tuple[tuple[str, str], ...] = ()
     """(old, new), both absolute and without a slash at the end."""
+    force: bool = False
+    """Go on where a machine or a program's file is another one, and may break the job."""
 
     def path(self, path: str) -> str:
         """Where a path of the image leads now; the longest old one that it lies below decides."""
@@ -46,13 +49,14 @@ class FilePolicy:
 
     def to_message(self) -> dict[str, Any]:
         """As a member of a JSON message."""
-        return {"files": str(self.files), "moved": [list(pair) for pair in self.moved]}
+        return {"files": str(self.files), "moved": [list(pair) for pair in self.moved],
+                "force": self.force}
 
     @classmethod
     def from_message(cls, message: Mapping[str, Any]) -> FilePolicy:
         """The reverse."""
         return cls(Files(message.get("files", Files.ROLLBACK)),
-                   tuple((old, new) for old, new in message.get("moved", ())))
+                   tuple((old, new) for old, new in message.get("moved", ())), bool(message.get("force")))
 
 
 def moved_path(text: str) -> tuple[str, str]:

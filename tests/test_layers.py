@@ -80,7 +80,7 @@ def test_libraries_stay_in_their_place(path: Path) -> None:
 KINDS = sorted((PACKAGE / "resources").rglob("*.py"))
 SHARED = {"crhpc.resources", "crhpc.resources.aside", "crhpc.resources.contents", "crhpc.resources.context",
           "crhpc.resources.families", "crhpc.resources.filling", "crhpc.resources.inside",
-          "crhpc.resources.bridge",
+          "crhpc.resources.bridge", "crhpc.resources.facts",
           "crhpc.resources.files", "crhpc.resources.questions", "crhpc.resources.residency",
           "crhpc.resources.sharing",
           "crhpc.resources.connections", "crhpc.resources.tcprestore",

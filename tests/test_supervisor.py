@@ -598,11 +598,12 @@ def test_all_damaged(space):
 def test_file_options_reach_the_agent_at_a_restart(space):
     space.call("run", "--", "sh", "-c", "sleep 0.5; exit 1", script={"checkpoints": 1})
     done = space.call("restart", str(space.images))
-    assert space.notes("restart")[-1]["policy"] == {"files": "rollback", "moved": []}
+    assert space.notes("restart")[-1]["policy"] == {"files": "rollback", "moved": [], "force": False}
     space.call("restart", str(space.images), "--files", "keep", "--map", "/a/=/b", "--map", "/a/c=/d/")
-    assert space.notes("restart")[-1]["policy"] == {"files": "keep", "moved": [["/a", "/b"], ["/a/c", "/d"]]}
+    moved = [["/a", "/b"], ["/a/c", "/d"]]
+    assert space.notes("restart")[-1]["policy"] == {"files": "keep", "moved": moved, "force": False}
     space.call("run", "--files", "strict", "--", "sh", "-c", "sleep 0.5; exit 1")
-    assert space.notes("restart")[-1]["policy"] == {"files": "strict", "moved": []}
+    assert space.notes("restart")[-1]["policy"] == {"files": "strict", "moved": [], "force": False}
     assert "policy" not in space.notes("start")[0]
     assert done.returncode == 1
 

@@ -108,6 +108,10 @@ def write_tree(ctx: Dump) -> None:
         state = "zombie" if row.zombie else "stopped" if row.stopped else "running"
         ctx.writer.tree_group(f"tree/{row.pid}", {
             "program": _text(row.program), "parent": row.parent, "state": state})
+    for row in by_name.get("Machine", []):
+        ctx.writer.tree_group("machine", {
+            "kernel": row.kernel, "architecture": row.architecture, "processor": row.processor,
+            "instructions": " ".join(row.instructions)})
     for row in by_name.get("Descriptor", []):
         ctx.writer.tree_link(f"tree/{row.pid}/fds/{row.fd}", f"files/{row.file}")
 

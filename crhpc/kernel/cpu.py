@@ -126,3 +126,44 @@ def xsave_layout() -> Layout:
 def auxiliary(kind: int) -> int:
     """An entry of this process's auxiliary vector; 0 where there is none."""
     return int(libc.function("getauxval", ctypes.c_ulong, ctypes.c_ulong)(kind))
+
+
+# -- XSAVE areas ----------------------------------------------------------------------------------------
+_LEGACY, _HEADER_END = 512, 576
+_FREE_FOR_SOFTWARE = 464
+"""Of the legacy area: the kernel says there what it has written, and does not ask."""
+_KEYS, _DEFAULT_KEYS = 9, 0x55555554
+"""PKRU, and what the kernel gives every thread (arch/x86/mm/pkeys.c)."""
+_NAMES = {2: "AVX", 3: "MPX", 4: "MPX", 5: "AVX-512", 6: "AVX-512", 7: "AVX-512", 9: "protection keys",
+          17: "AMX", 18: "AMX", 19: "APX"}
+
+
+def in_use(area: bytes) -> int:
+    """The components of an area that are not as at a program's start: XSTATE_BV."""
+    return int.from_bytes(area[_LEGACY:_LEGACY + 8], "little")
+
+
+def converted(area: bytes, there: Layout, here: Layout) -> bytes:
+    """An XSAVE area of another processor in this one's layout.
+
+    Raises:
+        ValueError: naming a feature that is in use and that this processor lacks.
+    """
+    if len(area) < _HEADER_END:
+        raise ValueError("no XSAVE area")
+    found, used = bytearray(here.size), in_use(area)
+    found[:_FREE_FOR_SOFTWARE] = area[:_FREE_FOR_SOFTWARE]
+    kept = used & 0b11
+    places = {component.number: component for component in here.components}
+    for component in there.components:
+        if not used >> component.number & 1:
+            continue
+        content = area[component.offset:component.offset + component.size]
+        place = places.get(component.number)
+        if place is not None and place.size == component.size == len(content):
+            found[place.offset:place.offset + place.size] = content
+            kept |= 1 << component.number
+        elif not (component.number == _KEYS and int.from_bytes(content[:4], "little") == _DEFAULT_KEYS):
+            raise ValueError(_NAMES.get(component.number, f"XSAVE component {component.number}"))
+    found[_LEGACY:_LEGACY + 8] = kept.to_bytes(8, "little")
+    return bytes(found)

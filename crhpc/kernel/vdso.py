@@ -53,7 +53,7 @@ def functions(content: bytes) -> dict[str, int]:
             name_at, info, _, section, value, _ = _SYMBOL.unpack_from(content, symbols_at + number * _SYMBOL.size)
             if info & 0xF == _FUNCTION and section and value < len(content):
                 found[names[name_at:names.index(b"\0", name_at)].decode("ascii")] = value
-    except (struct.error, KeyError, ValueError) as error:
+    except (ArithmeticError, struct.error, KeyError, ValueError) as error:
         raise ValueError(f"it is no vdso: {error}") from None
     return found
 
@@ -66,7 +66,7 @@ def build_id(content: bytes) -> bytes:
                 for name, number, value in _notes(content[at:at + size]):
                     if name == b"GNU\0" and number == _NT_GNU_BUILD_ID:
                         return value
-    except (struct.error, ValueError):
+    except (ArithmeticError, struct.error, ValueError):
         pass
     return b""
 

@@ -356,6 +356,13 @@ class Restore:
             self._rows[record] = [_moved(row, self.policy) for row in rows] if self.policy.moved else rows
         return self._rows[record]
 
+    def doubt(self, error: CrhpcError) -> None:
+        """A reason to refuse that the user may overrule (``--force``)."""
+        if self.policy.force:
+            self.warn(f"--force: {error}")
+        else:
+            self.problems.append(error)
+
     def hold(self, number: int, fd: int) -> int:
         """Keep a shared object's descriptor until the release."""
         self.held[number] = fd

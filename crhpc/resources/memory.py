@@ -11,8 +11,9 @@ import os
 import struct
 from dataclasses import dataclass, field, replace
 
+from crhpc.errors import ImageDamaged, OtherMachine
 from crhpc.image.records import U64
-from crhpc.kernel import descriptors, proc, vdso
+from crhpc.kernel import advice, descriptors, proc, vdso
 from crhpc.resources import Chapter, Cut, Kind, Phase, at, bridge
 from crhpc.resources.bridge import Vdso
 from crhpc.resources.context import Dump, Restore, Task
@@ -24,6 +25,7 @@ from crhpc.resources.space import (
     Vma,
     backing,
     bridges,
+    by_name,
     file_without_name,
     kernel_pages,
     map_all,
@@ -127,11 +129,16 @@ class MemoryKind(Kind):
     @at(Phase.CHECK)
     def check(self, ctx: Restore) -> None:
         bridge.check(ctx, {pid: kernel_pages(vmas) for pid, vmas in _by_pid(ctx).items()})
+        if any(row.merged for row in ctx.rows(AddressSpace)) and not advice.knows_merging():
+            raise OtherMachine(image=ctx.image, what="this kernel does not merge pages (PR_SET_MEMORY_MERGE), as the "
+                                                     "job asked for", cure="restart on a node with a newer kernel")
 
     @at(Phase.SPACE)
     def restore_space(self, ctx: Restore) -> None:
         by_pid = _by_pid(ctx)
         spaces = {row.pid: row for row in ctx.rows(AddressSpace)}
+        _refuse_other_than_files(ctx, {row.path for row in ctx.rows(Vma) if by_name(row)} | {
+            row.exe for row in spaces.values() if row.exe_object < 0 and not row.exe.endswith(_GONE)})
         for pid, task in ctx.tasks.items():
             vmas = by_pid[pid]
             vacate(ctx, task, vmas)
@@ -239,6 +246,17 @@ def _lock_future(task: Task) -> int:
 
 
 # -- restore --------------------------------------------------------------------------------------------
+def _refuse_other_than_files(ctx: Restore, paths: set[str]) -> None:
+    """Whatever a stub is to open must be a file: a fifo would make it wait, a device do who knows what.
+
+    Raises:
+        ImageDamaged: an image of ours names nothing else.
+    """
+    for path in paths:
+        if not path.startswith("/") or not ctx.pod.is_regular(path):
+            raise ImageDamaged(image=ctx.image, what=f"{path!r} can't be mapped, it is no regular file")
+
+
 def _by_pid(ctx: Restore) -> dict[int, list[Vma]]:
     found: dict[int, list[Vma]] = {}
     for row in ctx.rows(Vma):

@@ -19,13 +19,14 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
+from crhpc.errors import OtherMachine
 from crhpc.image.format import CHUNK, CHUNK_ROWS
 from crhpc.image.packing import nonzero_rows
 from crhpc.image.pages import ZERO, PageBuffer, Pieces
 from crhpc.image.records import U64, Bytes
 from crhpc.image.runs import NONE, Pages, cut, intersect, numbers, of_numbers, subtract
 from crhpc.image.writer import ShardWriter
-from crhpc.kernel import proc, vm
+from crhpc.kernel import advice, proc, vm
 from crhpc.kernel.libc import PAGE
 from crhpc.resources import Chapter, Cut, Kind, Phase, at
 from crhpc.resources.context import Dump, Restore, Task
@@ -81,6 +82,12 @@ class PagesKind(Kind):
                 copier.copy(pages, partial(_read, task.host))
                 with contextlib.closing(vm.Memory(task.host)) as memory:
                     copier.copy(closed, memory.read_pages)
+
+    @at(Phase.CHECK)
+    def check(self, ctx: Restore) -> None:
+        if ctx.rows(GuardRegion) and not advice.knows_guards():
+            raise OtherMachine(image=ctx.image, what="this kernel has no guard regions (MADV_GUARD_INSTALL), which the "
+                                                     "job uses", cure="restart on a node with a newer kernel")
 
     @at(Phase.PAGES)
     def restore(self, ctx: Restore) -> None:

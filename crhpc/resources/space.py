@@ -15,7 +15,7 @@ import struct
 from dataclasses import dataclass, field
 
 from crhpc.image.records import U64
-from crhpc.kernel import descriptors, proc, ptrace
+from crhpc.kernel import advice, descriptors, proc, ptrace
 from crhpc.kernel.libc import PAGE
 from crhpc.kernel.tracee import Area, Batch
 from crhpc.resources import bridge
@@ -88,6 +88,11 @@ class Vma:
     offset: U64
     path: str = field(metadata={"path": True})
     flags: str = field(metadata={"doc": "VmFlags of smaps"})
+
+
+def by_name(row: Vma) -> bool:
+    """Whether a restart maps the file that has the name then."""
+    return row.backing == FILE and row.shared_object < 0
 
 
 def _hole(taken: list[tuple[int, int]], size: int) -> int:
@@ -164,13 +169,13 @@ def map_all(ctx: Restore, task: Task, vmas: list[Vma]) -> None:
     with task.area.batch() as batch:
         path = ""
         for row in vmas:
-            by_name = row.backing == FILE and row.shared_object < 0
-            if by_name and row.path != path:
+            named = by_name(row)
+            if named and row.path != path:
                 if path:
                     batch.call("close", free)
                 batch.call("open", batch.string(row.path), os.O_RDONLY, 0)
                 path = row.path
-            _map(batch, row, free if by_name else numbers.get(_wanted(ctx, row), -1))
+            _map(batch, row, free if named else numbers.get(_wanted(ctx, row), -1))
         if path:
             batch.call("close", free)
     _attach_all(task, vmas)
@@ -249,7 +254,7 @@ def _advise(batch: Batch, row: Vma) -> None:
     for flag in row.flags.split():
         if flag in _ADVICE:
             batch.call("madvise", row.start, row.end - row.start, _ADVICE[flag])
-    if row.path.startswith("[anon:"):
+    if row.path.startswith("[anon:") and advice.knows_names():   # of use to people only
         batch.call("prctl", _PR_SET_VMA, _PR_SET_VMA_ANON_NAME, row.start, row.end - row.start,
                    batch.string(row.path[len("[anon:"):-1]))
 

@@ -16,13 +16,16 @@ import struct
 import time
 from dataclasses import dataclass, field, replace
 
+from crhpc.errors import ImageDamaged, OtherMachine
 from crhpc.image.records import U64
-from crhpc.kernel import calls, libc, proc, ptrace, transfers
+from crhpc.kernel import calls, cpu, libc, proc, ptrace, transfers
 from crhpc.kernel.calls import Call
+from crhpc.kernel.cpu import Layout
 from crhpc.kernel.tracee import NO_CALL, Tracee
-from crhpc.resources import Chapter, Cut, Kind, Phase, at
+from crhpc.resources import Chapter, Cut, Kind, Phase, at, facts
 from crhpc.resources.bridge import lead_out
 from crhpc.resources.context import Dump, Restore, Task
+from crhpc.resources.facts import Machine
 from crhpc.resources.questions import ROOM, Question, answer, ask
 from crhpc.resources.space import bridges
 from crhpc.resources.stubs import clone_thread
@@ -104,6 +107,18 @@ class ThreadsKind(Kind):
                 ctx.add(Thread(pid=task.pid, tid=tid, altstack=answer(ctx, task, tid, _ALTSTACK)[1],
                                clear_tid=U64(clear_tid), **saved[task.pid, tid]))
 
+    @at(Phase.CHECK)
+    def check(self, ctx: Restore) -> None:
+        rows = ctx.rows(Thread)
+        for row in rows:
+            _check_form(ctx, row)
+        here, there = facts.here(), facts.there(ctx)
+        if there is None:
+            return
+        if here.layout is not None and there.layout is not None and here.layout != there.layout:
+            rows[:] = [replace(row, xstate=_converted(ctx, row, there.layout, here.layout)) for row in rows]
+        _check_areas(ctx, rows, there, here)
+
     @at(Phase.THREADS)
     def clone_threads(self, ctx: Restore) -> None:
         for row in ctx.rows(Thread):
@@ -157,6 +172,49 @@ class ThreadsKind(Kind):
             ptrace.set_regset(tracee.tid, row.xstate)
             ptrace.set_registers(tracee.tid, tracee.registers)
             ptrace.set_signal_mask(tracee.tid, row.mask)
+
+
+# -- another machine ------------------------------------------------------------------------------------
+_REGISTERS_SIZE, _ALTSTACK_SIZE, _XSTATE_LEAST, _NAME_MOST = 27 * 8, 24, 576, 15
+_DISABLED = 2
+_RSEQ_FIRST_SIZE = 32
+
+
+def _check_form(ctx: Restore, row: Thread) -> None:
+    """What the code below goes by, where the image comes from a stranger.
+
+    Raises:
+        ImageDamaged: it is not a thread's.
+    """
+    wrong = (len(row.registers) != _REGISTERS_SIZE or len(row.altstack) != _ALTSTACK_SIZE
+             or len(row.xstate) < _XSTATE_LEAST or len(row.name) > _NAME_MOST)
+    if wrong:
+        raise ImageDamaged(image=ctx.image, what=f"the state of thread {row.tid} is not as prescribed")
+
+
+def _converted(ctx: Restore, row: Thread, there: Layout, here: Layout) -> bytes:
+    try:
+        return cpu.converted(row.xstate, there, here)
+    except ValueError as error:
+        raise OtherMachine(image=ctx.image, what=f"thread {row.tid} uses {error}, which this processor lacks or the "
+                           "kernel has turned off", cure="restart on a node with such a processor") from None
+
+
+def _check_areas(ctx: Restore, rows: list[Thread], there: Machine, here: Machine) -> None:
+    """What the kernel will write into the memory of threads must have room there."""
+    for row in rows:
+        _pointer, flags, size = struct.unpack("QixxxxQ", row.altstack)
+        if not flags & _DISABLED and there.signal_stack < here.signal_stack and size < here.signal_stack:
+            ctx.doubt(OtherMachine(
+                image=ctx.image, what=f"the signal stack of thread {row.tid} has {size} bytes, this processor's "
+                f"registers need {here.signal_stack}", cure="restart on a node with a processor like the checkpoint's, "
+                "or with --force if no signals are expected"))
+            break
+        if row.rseq_size not in (0, _RSEQ_FIRST_SIZE) and row.rseq_size < (here.rseq_size or row.rseq_size + 1):
+            raise OtherMachine(image=ctx.image, what=f"this kernel can't use the area of {row.rseq_size} bytes that "
+                               f"thread {row.tid} has for restartable sequences",
+                               cure="restart on a node with the kernel of the checkpoint, or start the job with "
+                               "GLIBC_TUNABLES=glibc.pthread.rseq=0")
 
 
 def _outside(task: Task, tracee: Tracee) -> dict[str, object]:
