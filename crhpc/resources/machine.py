@@ -26,8 +26,8 @@ class MachineKind(Kind):
     chapter = Chapter.PROCESSES
     saved = ("what the job may have found out about its machine: kernel, page size, instructions of the processor and "
              "how its registers are laid out")
-    afterwards = ("another kernel is fine, and so is a processor that can do more or lays registers out in another way. "
-                  "A restart is refused where something is missing; `--force` goes on without instructions that the "
+    afterwards = ("another kernel is fine, and so is a processor that can do more, or lays registers out otherwise. A "
+                  "restart is refused where something is missing; `--force` goes on without instructions that the "
                   "job may not use. A program that reads the TSC itself, and not the clocks, sees it jump")
 
     @at(Cut.COLLECT)
