@@ -19,7 +19,8 @@ from crhpc.kernel import libc, pidfd, proc, sockdiag
 Seen = dict[str, Any]
 
 _STATUS = ("Umask", "Uid", "Gid", "Groups", "Threads", "SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt", "CapInh",
-           "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "THP_enabled", "CoreDumping")
+           "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "THP_enabled", "CoreDumping")
+"""Not Seccomp: a job whose ports have moved gets a filter of crhpc's; what has one of its own is refused."""
 _OF_THREAD = ("SigPnd", "SigBlk", "CapEff", "CapPrm", "Uid", "Gid", "NoNewPrivs", "Cpus_allowed_list",
               "Mems_allowed_list")
 _STAT = ("start_code", "end_code", "start_stack", "start_data", "end_data", "start_brk", "arg_start", "arg_end",

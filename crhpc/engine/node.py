@@ -15,6 +15,7 @@ from typing import Any
 from crhpc.engine import freeze as freezing
 from crhpc.engine.dump import cut, survey, write_tables, write_tree
 from crhpc.engine.pod import PodProcess
+from crhpc.engine.redirect import Redirector
 from crhpc.engine.restore import Rebuilding, preview
 from crhpc.engine.watch import watch
 from crhpc.errors import CrhpcError, ImageDamaged, RestartFailed, failed_checkpoint
@@ -60,6 +61,7 @@ class Node:
         self._dump: Dump | None = None
         self._image: Image | None = None
         self._rebuilding: Rebuilding | None = None
+        self._redirector: Redirector | None = None
 
     # -- a new job --------------------------------------------------------------------------------
     def start(self, command: dict[str, Any], stdio: tuple[int, int, int], temporary: str) -> dict[str, int]:
@@ -99,8 +101,14 @@ class Node:
             CrhpcError: something can't be stopped.
         """
         assert self.pod is not None
-        with self.steps.step("freeze", log):
-            self._frozen = freezing.freeze(self.pod.pid)
+        if self._redirector is not None:
+            self._redirector.pause()
+        try:
+            with self.steps.step("freeze", log):
+                self._frozen = freezing.freeze(self.pod.pid)
+        except BaseException:
+            self._go_on_redirecting()
+            raise
         return len(self._frozen.tasks) + len(self._frozen.zombies)
 
     def cut(self) -> list[dict[str, Any]]:
@@ -122,9 +130,14 @@ class Node:
         assert self._frozen is not None
         frozen, self._frozen = self._frozen, None
         seconds = freezing.thaw(frozen)
+        self._go_on_redirecting()
         if self._writer is not None:
             self._writer.go()
         return seconds
+
+    def _go_on_redirecting(self) -> None:
+        if self._redirector is not None:
+            self._redirector.resume()
 
     def write(self) -> dict[str, Any]:
         """Finish the shard; its summary. May run in another thread than the rest, while the job goes on.
@@ -220,9 +233,12 @@ class Node:
     def release(self, last_pid: int) -> dict[str, int]:
         """Let the restarted pod go; the ids of the job's first process (host_pid 0 if it had ended)."""
         assert self._rebuilding is not None and self._image is not None
-        tasks = self._rebuilding.ctx.tasks
+        tasks, notifiers = self._rebuilding.ctx.tasks, self._rebuilding.ctx.notifiers
         self.root_host = tasks[self.root].host if self.root in tasks else 0
         self._rebuilding.release(self.root if self.root_status is None else 0, last_pid)
+        if notifiers and self.context is not None:
+            self._redirector = Redirector(self.context.redirects, notifiers)
+            self._redirector.start()
         self._image.close()
         self._image = self._rebuilding = None
         return {"pid": self.root, "host_pid": self.root_host, "tasks": len(tasks)}
@@ -284,6 +300,9 @@ class Node:
         if self.pod is not None:
             self.pod.end()
             self.pod = None
+        if self._redirector is not None:
+            self._redirector.stop()
+            self._redirector = None
 
     # -- what went wrong --------------------------------------------------------------------------
     @contextlib.contextmanager

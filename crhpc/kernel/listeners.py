@@ -39,6 +39,16 @@ def as_family(family: int, name: Address) -> Address:
     return f"::ffff:{host}" if family == socket.AF_INET6 and "." in host else host, name[1]
 
 
+def is_own(host: str) -> bool:
+    """Whether an address is one of this machine's."""
+    with socket.socket(family_of(unmapped(host)), socket.SOCK_DGRAM) as sock:
+        try:
+            sock.bind(resolved(sock.family, (unmapped(host), 0)))
+            return True
+        except OSError:
+            return False
+
+
 def is_any(host: str) -> bool:
     """Whether it stands for all addresses of the machine."""
     return host in ("", "0.0.0.0", "::", "::ffff:0.0.0.0")

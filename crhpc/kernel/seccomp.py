@@ -5,7 +5,6 @@ arguments and either lets it go on or answers in its stead. All other calls pass
 """
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import struct
@@ -15,7 +14,10 @@ from crhpc.kernel import libc
 from crhpc.kernel.libc import NR
 from crhpc.kernel.tracee import Area
 
-_SET_MODE_FILTER, _FLAG_NEW_LISTENER = 1, 8
+_SET_MODE_FILTER = 1
+_FLAG_TSYNC, _FLAG_SPEC_ALLOW, _FLAG_NEW_LISTENER, _FLAG_TSYNC_ESRCH = 1, 4, 8, 16
+_FLAGS = _FLAG_TSYNC | _FLAG_SPEC_ALLOW | _FLAG_NEW_LISTENER | _FLAG_TSYNC_ESRCH
+"""For all threads of the process, which keep their settings of speculation, and with a listener."""
 _AUDIT_ARCH_X86_64 = 0xC000003E
 _RET_ALLOW, _RET_USER_NOTIF = 0x7FFF0000, 0x7FC00000
 _LOAD, _JUMP_EQUAL, _RETURN = 0x20, 0x15, 0x06   # BPF_LD|BPF_W|BPF_ABS, BPF_JMP|BPF_JEQ|BPF_K, BPF_RET|BPF_K
@@ -50,18 +52,19 @@ def filter_program(calls: tuple[str, ...]) -> bytes:
 
 
 def install(area: Area, calls: tuple[str, ...]) -> int:
-    """Filter a stopped thread; the number that its listener has in that process.
+    """Filter all threads of a stopped thread's process; the number that the listener has there.
 
     Threads and processes that it makes from then on inherit the filter. The thread needs CAP_SYS_ADMIN in its user
     namespace.
 
     Raises:
-        OSError: EACCES without that, EINVAL before Linux 5.5, EBUSY where it has a listener already.
+        OSError: EACCES without that, EINVAL before Linux 5.7, EBUSY where it has a listener already, ESRCH where
+            another thread has a filter that this one does not have.
     """
     program = filter_program(calls)
     header = struct.pack("HxxxxxxQ", len(program) // 8, area.data + 16)
     area.tracee.write(area.data, header + program)
-    return area.tracee.call("seccomp", _SET_MODE_FILTER, _FLAG_NEW_LISTENER, area.data)
+    return area.tracee.call("seccomp", _SET_MODE_FILTER, _FLAGS, area.data)
 
 
 def receive(listener: int) -> Notification | None:
@@ -91,14 +94,17 @@ def let_go_on(listener: int, notification: Notification) -> None:
     _respond(listener, _RESPONSE.pack(notification.id, 0, 0, _CONTINUE))
 
 
-def answer(listener: int, notification: Notification, error: int) -> None:
-    """The call returns 0, or fails with ``error``, without being made."""
-    _respond(listener, _RESPONSE.pack(notification.id, 0, -error, 0))
+def answer(listener: int, notification: Notification, error: int) -> bool:
+    """The call returns 0, or fails with ``error``, without being made; whether its thread has waited for it."""
+    return _respond(listener, _RESPONSE.pack(notification.id, 0, -error, 0))
 
 
-def _respond(listener: int, response: bytes) -> None:
-    with contextlib.suppress(FileNotFoundError):   # its thread waits no more
+def _respond(listener: int, response: bytes) -> bool:
+    try:
         libc.syscall("ioctl", listener, _IOCTL_SEND, ctypes.create_string_buffer(response))
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def process_of(tid: int) -> int:

@@ -57,7 +57,7 @@ class Phase(enum.IntEnum):
     INSTALL = enum.auto()
     """Descriptors at their numbers in every task."""
     WATCH = enum.auto()
-    """What needs descriptors at their numbers: epoll."""
+    """What needs descriptors at their numbers, before limits are set: epoll, filters of calls."""
     STATE = enum.auto()
     """Attributes of tasks and threads: names, signal actions, scheduling, limits."""
     CREDENTIALS = enum.auto()

@@ -23,6 +23,7 @@ from crhpc.kernel import descriptors, pidfd, proc, vm
 from crhpc.kernel.libc import PAGE
 from crhpc.kernel.namespaces import clock_offsets
 from crhpc.kernel.tracee import Area, Tracee
+from crhpc.resources.moved import Redirects
 
 R = TypeVar("R")
 
@@ -90,6 +91,8 @@ class Pod:
     shm: str = "/dev/shm"
     stdio: tuple[int, int, int] = (0, 1, 2)
     """The agent's copies of the user's standard streams."""
+    redirects: Redirects = field(default_factory=Redirects)
+    """Where addresses are now that the job had before it was restarted."""
 
     @property
     def root(self) -> str:
@@ -340,6 +343,8 @@ class Restore:
         self.closing = contextlib.ExitStack()
         self.undo = contextlib.ExitStack()
         """What must be undone where the restart fails."""
+        self.notifiers: list[int] = []
+        """Local descriptors by which calls of tasks are seen (seccomp_unotify(2)), for whoever will answer these."""
         self.at_end: list[Callable[[], object]] = []
         """What can be done only when the agent has let go of all files, just before the release."""
         self._readonly: dict[int, int] = {}

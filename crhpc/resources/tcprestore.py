@@ -21,7 +21,8 @@ from crhpc.kernel.tcp import Unread
 from crhpc.resources.connections import ENDED
 from crhpc.resources.context import Restore
 from crhpc.resources.files import File
-from crhpc.resources.sockets import bind_inet, brought_back, no_name, shown_address
+from crhpc.resources.moved import ANY, Redirects
+from crhpc.resources.sockets import bind_inet, brought_back, no_name, shown_address, user_of
 
 _LISTEN, _SYN_SENT, _CLOSE = sockdiag.TCP_LISTEN, sockdiag.TCP_SYN_SENT, sockdiag.TCP_CLOSE
 _READ, _WRITE = 1, 2
@@ -116,24 +117,36 @@ class TcpMaker:
         self.made: dict[int, socket.socket] = {}
         self.listeners = Listeners()
         self.ports: set[int] = set()
+        """Those that the job has, or had."""
+        self.moved = Redirects()
+        """What is elsewhere since this restart."""
         self.closing = ctx.closing.enter_context(contextlib.ExitStack())
-        self.closing.callback(self.listeners.close)
+        self.closing.callback(self._close)
+
+    def _close(self) -> None:
+        self.listeners.close()
+        for sock in self.made.values():
+            sock.close()
 
     def make_unconnected(self) -> None:
         self.ports = {port for row in self.rows.values() for port in (row.local_port, row.remote_port)}
         self.ports |= {row.remote_port for row in self.ctx.rows(TcpWaiting)}
         ports.forget(_left_over(self.ports))
-        for row in self.rows.values():
-            if row.state == _LISTEN or (row.state == _CLOSE and not (row.connected or row.shutdown or row.error)):
-                self._keep(row, self._fresh(row))
-                self._bind(self.made[row.id], row)
-        for row in self.rows.values():
+        self.ports |= {port for _, port in self.ctx.pod.redirects.ports}
+        bound = [row for row in self.rows.values() if row.state == _LISTEN
+                 or (row.state == _CLOSE and not (row.connected or row.shutdown or row.error))]
+        for row in bound:
+            self.made[row.id] = self._fresh(row)
+        for row in [row for row in bound if not self._bind(self.made[row.id], row)]:
+            self._move(row)   # when all others have their ports
+        for row in bound:
+            if row.state == _LISTEN and not self._listen(row):
+                self._move(row)
+                self._listen(row)
+        for row in bound:
             if row.state == _LISTEN:
-                try:
-                    self.made[row.id].listen(row.backlog)
-                except OSError as error:
-                    raise no_name(self.ctx, row, socket.IPPROTO_TCP, error) from None
-                self.listeners.add(self.made[row.id], row.family, row.name)
+                name = row.local, self.made[row.id].getsockname()[1]
+                self.listeners.add(self.made[row.id], row.family, name)
 
     def connect_all(self) -> None:
         waiting = self.ctx.rows(TcpWaiting)
@@ -141,7 +154,7 @@ class TcpMaker:
         self._connect(links)
         for row in self.rows.values():
             if row.state == _CLOSE and not row.connected and (row.shutdown or row.error):
-                self._keep(row, self._fresh(row))
+                self.made[row.id] = self._fresh(row)
                 self._fail(row, self.made[row.id])
         self.listeners.close()
         for link in links:
@@ -154,8 +167,8 @@ class TcpMaker:
                 self._finish(row)
         for row in self.rows.values():   # now that backlogs are as full as they were
             if row.state == _SYN_SENT:
-                self._keep(row, self._fresh(row))
-                ports.connect_from(self.made[row.id], row.name, row.peer)
+                self.made[row.id] = self._fresh(row)
+                ports.connect_from(self.made[row.id], row.name, as_family(row.family, self._now(row.peer)))
                 self._finish(row)
         if any(file.owner and file.id in self.made for file in self.ctx.rows(File)):
             # Whoever gets signals (F_SETOWN) gets none for what was done here.
@@ -164,10 +177,6 @@ class TcpMaker:
             self.ctx.hold_file(number, sock.detach())
         self.closing.close()
 
-    def _keep(self, row: TcpSocket, sock: socket.socket) -> None:
-        self.made[row.id] = sock
-        self.closing.enter_context(sock)
-
     def _fresh(self, row: TcpSocket) -> socket.socket:
         sock = socket.socket(row.family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         sockopt.set_options(sock, row.options, only=_EARLY)
@@ -175,18 +184,23 @@ class TcpMaker:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, row.segment)
         return sock
 
-    def _bind(self, sock: socket.socket, row: TcpSocket) -> None:
-        """Connections of the job's own that are only just closed are waited out where they must be."""
+    def _bind(self, sock: socket.socket, row: TcpSocket) -> bool:
+        """Bind a socket to its name; whether nobody else has it.
+
+        Connections of the job's own that are only just closed are waited out where they must be.
+        """
         deadline = time.monotonic() + _TIME_WAIT
         told = False
         while True:
             try:
-                return bind_inet(sock, row)
+                bind_inet(sock, row)
+                return True
             except OSError as error:
-                reuse = sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
-                waits = reuse and _only_left_over(row) and time.monotonic() < deadline
-                if error.errno != errno.EADDRINUSE or (reuse and not waits):
+                if error.errno != errno.EADDRINUSE:
                     raise no_name(self.ctx, row, socket.IPPROTO_TCP, error) from None
+                reuse = sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
+                if reuse and not (_only_left_over(row) and time.monotonic() < deadline):
+                    return False
             if not reuse:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 continue
@@ -195,6 +209,45 @@ class TcpMaker:
                 told = True
             time.sleep(0.5)
             ports.forget(_left_over(self.ports))
+
+    def _listen(self, row: TcpSocket) -> bool:
+        """Whether it can: another program may have been quicker at the same port."""
+        try:
+            self.made[row.id].listen(row.backlog)
+            return True
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise no_name(self.ctx, row, socket.IPPROTO_TCP, error) from None
+            return False
+
+    def _move(self, row: TcpSocket) -> None:
+        """Bind a fresh socket to a port that nobody has and the job doesn't know; all that share one go together."""
+        self.made[row.id].close()
+        sock = self.made[row.id] = self._fresh(row)
+        shared = self.moved.ports.get(_plain(row.name))
+        try:
+            with contextlib.ExitStack() as unfit:
+                sock.bind(ports.resolved(row.family, (row.local, shared[1] if shared else 0)))
+                while shared is None and sock.getsockname()[1] in self.ports:
+                    unfit.enter_context(sock)
+                    sock = self.made[row.id] = self._fresh(row)
+                    sock.bind(ports.resolved(row.family, (row.local, 0)))
+        except OSError as error:
+            raise no_name(self.ctx, row, socket.IPPROTO_TCP, error) from None
+        new = row.local, sock.getsockname()[1]
+        if shared is None:
+            four = is_any(row.local) and row.family == socket.AF_INET6 and not sock.getsockopt(
+                socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+            for known in (self.moved, self.ctx.pod.redirects):
+                known.move(row.name, new)
+                if four:
+                    known.move((ANY, row.local_port), (ANY, new[1]))
+            self.ctx.warn(f"port {row.local_port} is in use ({user_of(row, socket.IPPROTO_TCP)}); the job listens at "
+                          f"port {new[1]} instead, and its own connections find it")
+
+    def _now(self, name: Address) -> Address:
+        """Where an address of the image is now."""
+        return self.moved.of(name) or name
 
     # -- connections ------------------------------------------------------------------------------
     def _links(self, unaccepted: set[int]) -> Iterator[_Link]:
@@ -206,16 +259,16 @@ class TcpMaker:
             if other is not None:
                 rows.pop(other.id, None)
                 server, client = (other, row) if self._accepts(other) and not self._accepts(row) else (row, other)
-                yield _Link(server, client, server.family, server.name, client.name)
+                yield _Link(server, client, server.family, self._now(server.name), client.name)
             elif self._accepts(row):
                 name = row.peer if row.remote else (row.local, 0)
-                yield _Link(row, None, row.family, row.name, as_family(family_of(name[0]), name))
+                yield _Link(row, None, row.family, self._now(row.name), as_family(family_of(name[0]), name))
             else:
-                yield _Link(None, row, 0, row.peer if row.remote else (row.local, 0), row.name)
+                yield _Link(None, row, 0, self._now(row.peer) if row.remote else (row.local, 0), row.name)
 
     def _accepts(self, row: TcpSocket) -> bool:
         """Whether a listener has its name: then it was accepted."""
-        return bool(self.listeners.matching(row.family, row.name))
+        return bool(self.listeners.matching(row.family, self._now(row.name)))
 
     def _connect(self, links: list[_Link]) -> None:
         """Those with their old ports first; they wait a moment where it may become free."""
@@ -273,7 +326,7 @@ class TcpMaker:
             own.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)   # nothing waits for an acknowledgement
             other.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if row is not None:
-                self._keep(row, own)
+                self.made[row.id] = own
                 self._send(row, own, other)
         for row, own, other in ends[link.near is link.far:]:
             if row is None:
@@ -329,7 +382,7 @@ class TcpMaker:
                 client = self.rows.get(found.client)
                 near = self._fresh(client) if client else socket.socket(family_of(found.remote))
                 comes_from = as_family(near.family, (found.remote, found.remote_port))
-                to = as_family(near.family, (found.local, found.local_port))
+                to = as_family(near.family, self._now((found.local, found.local_port)))
                 try:
                     connect(near, comes_from, to, _MOMENT)
                 except OSError:
@@ -343,7 +396,7 @@ class TcpMaker:
                 if client is None:
                     near.close()
                 else:
-                    self._keep(client, near)
+                    self.made[client.id] = near
         sock.listen(row.backlog)
 
     def _finish(self, row: TcpSocket) -> None:

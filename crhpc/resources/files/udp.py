@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from crhpc.errors import PASSING, CrhpcError, ImageDamaged, OtherMachine
 from crhpc.kernel import messages, multicast, ports, sockdiag, sockopt
-from crhpc.kernel.listeners import as_family, is_any, name_of, unmapped
+from crhpc.kernel.listeners import as_family, is_any, is_own, name_of, unmapped
 from crhpc.kernel.messages import Datagram
 from crhpc.kernel.multicast import Membership
 from crhpc.kernel.ports import Address
@@ -240,7 +240,7 @@ class _Reader:
         """Whether a socket of the job's, or none at all, has an address of this machine."""
         holders = [row for row in self.everybody if row.local[1] == source[1]
                    and (is_any(row.local[0]) or unmapped(row.local[0]) == unmapped(source[0].partition("%")[0]))]
-        return _is_own(source[0]) and (not holders or any(row.inode in self.rows for row in holders))
+        return is_own(source[0]) and (not holders or any(row.inode in self.rows for row in holders))
 
 
 def _with_those_seen(before: list[Datagram], shown: list[Datagram]) -> list[Datagram] | None:
@@ -260,16 +260,6 @@ def _with_those_seen(before: list[Datagram], shown: list[Datagram]) -> list[Data
             ambiguous = left and not left[0].data and left[1:2] == left[:1]
             return None if ambiguous else left + shown[len(visible):]
     return None
-
-
-def _is_own(host: str) -> bool:
-    """Whether an address is one of this machine's."""
-    with socket.socket(socket.AF_INET if "." in host else socket.AF_INET6, socket.SOCK_DGRAM) as sock:
-        try:
-            sock.bind(ports.resolved(sock.family, (unmapped(host), 0)))
-            return True
-        except OSError:
-            return False
 
 
 def _is_for_many(host: str) -> bool:

@@ -1,0 +1,150 @@
+"""Ports of the job that other programs have taken when it restarts: it comes back, and finds itself."""
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kernel.targets import until
+from need import need
+from pods import PROGRAMS, Subject, compile_program
+
+from crhpc.kernel import proc, sockdiag
+from crhpc.kernel.ports import Address, forget, resolved
+
+
+@pytest.fixture
+def new_subject(tmp_path: Path) -> Iterator[type[Subject]]:
+    """A program of tests/programs by its name, in a pod and set up."""
+    need(shutil.which("gcc"), "there is no C compiler (gcc)")
+    subjects: list[Subject] = []
+
+    def new(name: str) -> Subject:
+        place = tmp_path / f"subject{len(subjects)}"
+        place.mkdir()
+        program = compile_program(PROGRAMS / f"{name}.c", place / name)
+        subjects.append(Subject([str(program)], place))
+        subjects[-1].start()
+        return subjects[-1]
+
+    yield new   # type: ignore[misc]
+    for subject in subjects:
+        subject.close()
+
+
+def listening(subject: Subject) -> list[tuple[int, Address]]:
+    """Families and names of what the job listens at."""
+    assert subject.node is not None and subject.node.pod is not None
+    links = {os.readlink(f"/proc/{host}/fd/{fd}") for host in proc.descendants(subject.node.pod.pid)
+             for fd in proc.fds(host)}
+    return [(row.family, row.local) for row in sockdiag.inet_sockets()
+            if row.state == sockdiag.TCP_LISTEN and f"socket:[{row.inode}]" in links]
+
+
+@contextlib.contextmanager
+def taken(names: list[tuple[int, Address]]) -> Iterator[None]:
+    """Another program listens there, and nobody comes to it."""
+    with contextlib.ExitStack() as stack:
+        foreign = []
+        for family, name in dict.fromkeys(names):   # several may listen at one
+            sock = stack.enter_context(socket.socket(family))
+            if family == socket.AF_INET6 and (socket.AF_INET, ("0.0.0.0", name[1])) in names:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            until(lambda sock=sock, name=name: _binds(sock, name), "the killed job's connections stay")
+            sock.listen()
+            foreign.append(sock)
+        yield
+        assert not select.select(foreign, [], [], 0)[0], "a connection went to another program"
+
+
+def _binds(sock: socket.socket, name: Address) -> bool:
+    forget([row for row in sockdiag.inet_sockets() if not row.inode and row.local[1] == name[1]])
+    with contextlib.suppress(OSError):
+        sock.bind(resolved(sock.family, name))
+        return True
+    return False
+
+
+def restart(subject: Subject, image: Path) -> None:
+    """Nothing but the names of sockets may differ."""
+    subject.restart(image, but="/sockets/.*/(local|remote): ")
+
+
+def test_listeners_move_and_are_found(new_subject):
+    subject = new_subject("tcp_late")
+    names = listening(subject)
+    assert len(names) == 6
+    image = subject.checkpoint(kill=True)
+    with taken(names):
+        restart(subject, image)
+        assert {port for _, (_, port) in listening(subject)}.isdisjoint(port for _, (_, port) in names)
+        subject.check()
+    told = [line for line in subject.warnings if "is in use" in line]
+    assert len(told) == 6 and all(str(os.getpid()) in line for line in told)
+
+
+def test_some_move_and_others_do_not(new_subject):
+    subject = new_subject("tcp_late")
+    names = listening(subject)
+    image = subject.checkpoint(kill=True)
+    with taken(names[::2]):
+        restart(subject, image)
+        kept = {name for _, name in listening(subject)}
+        assert {name for _, name in names[1::2]} < kept
+        subject.check()
+
+
+def test_they_go_on_after_checkpoints(new_subject):
+    subject = new_subject("tcp_late")
+    names = listening(subject)
+    image = subject.checkpoint(kill=True)
+    with taken(names):
+        restart(subject, image)
+        for _ in range(2):
+            subject.checkpoint()
+        subject.check()
+
+
+def test_what_was_known_stays_known_when_nothing_is_taken_any_more(new_subject):
+    subject = new_subject("tcp_late")
+    names = listening(subject)
+    image = subject.checkpoint(kill=True)
+    with taken(names):
+        restart(subject, image)
+        image = subject.checkpoint(kill=True)
+    for _ in range(2):
+        subject.restart(image)
+        assert listening(subject) != names
+        subject.check()
+
+
+def test_they_move_in_every_generation(new_subject):
+    subject = new_subject("tcp_late")
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):
+            names = listening(subject)
+            image = subject.checkpoint(kill=True)
+            stack.enter_context(taken(names))
+            restart(subject, image)
+        subject.checkpoint()
+        subject.check()
+
+
+@pytest.mark.parametrize("program", [
+    "tcp_listen", "tcp_connecting", "tcp_shared", "tcp_waiting", "tcp_half", "tcp_full",
+    "tcp_family", "tcp_reset", "tcp_talk"])
+def test_other_programs_whose_ports_are_taken(new_subject, program):
+    subject = new_subject(program)
+    names = listening(subject)
+    image = subject.checkpoint(kill=True)
+    with taken(names):
+        restart(subject, image)
+        image = subject.checkpoint(kill=True)
+        restart(subject, image)
+        subject.check()
