@@ -35,6 +35,16 @@ def threaded(work):
     threading.Thread(target=body, daemon=True).start()
     done.wait()
 """
+FILTER = """
+class Filter(ctypes.Structure):
+    _fields_ = [("count", ctypes.c_ushort), ("code", ctypes.c_void_p)]
+code = (ctypes.c_uint64 * 1)(0x7FFF000000000006)   # return SECCOMP_RET_ALLOW
+program = Filter(1, ctypes.addressof(code))
+def install():
+    call("prctl", 38, 1, 0, 0, 0)
+    call("prctl", 22, 2, ctypes.byref(program))
+"""
+"""``install()``: a system call filter that changes nothing."""
 
 
 def forking(code: str) -> str:

@@ -10,25 +10,15 @@ from crhpc.kernel import proc
 from crhpc.resources import credentials
 from crhpc.resources.credentials import Credentials, CredentialsKind
 
-from .forking import forking
-
-_FILTER = """
-class Filter(ctypes.Structure):
-    _fields_ = [("count", ctypes.c_ushort), ("code", ctypes.c_void_p)]
-code = (ctypes.c_uint64 * 1)(0x7FFF000000000006)   # return SECCOMP_RET_ALLOW
-program = Filter(1, ctypes.addressof(code))
-def install():
-    call("prctl", 38, 1, 0, 0, 0)
-    call("prctl", 22, 2, ctypes.byref(program))
-"""
+from .forking import FILTER, forking
 
 
 def test_a_filter_of_a_process_is_refused(refused):
-    assert "a seccomp filter" in str(refused(forking(_FILTER + "fork(install)")))
+    assert "a seccomp filter" in str(refused(forking(FILTER + "fork(install)")))
 
 
 def test_a_filter_of_a_thread_is_refused(refused):
-    assert "a seccomp filter" in str(refused(forking(_FILTER + "threaded(install)")))
+    assert "a seccomp filter" in str(refused(forking(FILTER + "threaded(install)")))
 
 
 class Asked:

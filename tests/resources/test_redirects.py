@@ -14,8 +14,13 @@ from kernel.targets import until
 from need import need
 from pods import PROGRAMS, Subject, compile_program
 
-from crhpc.kernel import proc, sockdiag
+from crhpc.errors import ImageDamaged, Unsupported
+from crhpc.kernel import proc, sockdiag, waiting
+from crhpc.kernel.libc import NR
 from crhpc.kernel.ports import Address, forget, resolved
+from crhpc.resources.redirects import Redirect, RedirectsKind
+
+from .forking import FILTER, forking
 
 
 @pytest.fixture
@@ -148,3 +153,89 @@ def test_other_programs_whose_ports_are_taken(new_subject, program):
         image = subject.checkpoint(kill=True)
         restart(subject, image)
         subject.check()
+
+
+def waits(subject: Subject, state: int) -> None:
+    """Let a thread of tcp_late_waiting connect, until its socket is in a state and it waits in the call."""
+    (subject.work / "go").touch()
+    assert subject.node is not None and subject.node.pod is not None
+    (host,) = proc.descendants(subject.node.pod.pid)
+
+    def in_call() -> bool:
+        found = [waiting.waiting(host, tid) for tid in proc.threads(host)]
+        links = {os.readlink(f"/proc/{host}/fd/{fd}") for fd in proc.fds(host)}
+        states = [row.state for row in sockdiag.inet_sockets() if f"socket:[{row.inode}]" in links]
+        return any(seen and seen.number == NR["connect"] for seen in found) and (not state or state in states)
+    until(in_call, "it does not wait in connect(2)")
+
+
+def test_a_thread_that_waits_for_its_connection(new_subject):
+    subject = new_subject("tcp_late_waiting")
+    with contextlib.ExitStack() as stack:
+        for generation in range(3):
+            names = listening(subject)
+            image = subject.checkpoint(kill=True)
+            stack.enter_context(taken(names))
+            restart(subject, image)
+            if generation == 0:
+                waits(subject, sockdiag.TCP_SYN_SENT)
+            subject.checkpoint()
+        subject.check()
+
+
+def test_a_thread_that_waits_for_us(new_subject):
+    subject = new_subject("tcp_late_waiting")
+    names = listening(subject)
+    image = subject.checkpoint(kill=True)
+    with taken(names):
+        restart(subject, image)
+        subject.node._redirector.pause()
+        waits(subject, 0)
+        image = subject.checkpoint()   # goes on
+        waits(subject, sockdiag.TCP_SYN_SENT)
+        subject.kill()
+        restart(subject, image)
+        subject.check()
+
+
+_LISTENING = """
+listener = socket.create_server(("127.0.0.1", 0))
+signal.signal(signal.SIGUSR1, lambda *_: install())
+"""
+
+
+def test_a_filter_of_the_programs_own_is_refused_still(holding):
+    subject = holding(forking(FILTER + _LISTENING), "assert signal.getsignal(signal.SIGUSR1)")
+    names = listening(subject)
+    image = subject.checkpoint(kill=True)
+    with taken(names):
+        restart(subject, image)
+        subject.checkpoint()
+        subject.node.signal(10, group=False)
+        (host,) = proc.descendants(subject.node.pod.pid)
+        until(lambda: proc.status(host).number("Seccomp_filters") == 2, "it installs no filter")
+        with pytest.raises(Unsupported, match="a seccomp filter"):
+            subject.checkpoint()
+        subject.check()
+
+
+class Rows:
+    """As much of a context as the check uses."""
+
+    image = "an image"
+
+    def __init__(self, *rows):
+        self._rows = rows
+
+    def rows(self, record):
+        return self._rows
+
+
+def test_what_an_image_says_is_checked():
+    check = RedirectsKind().check
+    check(Rows(Redirect("0.0.0.0", 5, "0.0.0.0", 6), Redirect("fe80::1%lo", 5, "fe80::1%lo", 6),
+               Redirect("10.0.0.1", 0, "10.0.0.2", 0)))
+    for wrong in (("", 5, "0.0.0.0", 6), ("0.0.0.0", 5, "host", 6), ("0.0.0.0", 5, "0.0.0.0", 1 << 16),
+                  ("0.0.0.0", -5, "0.0.0.0", 6), ("0.0.0.0", 5, "0.0.0.0", 0)):
+        with pytest.raises(ImageDamaged, match="moved"):
+            check(Rows(Redirect(*wrong)))
