@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from crhpc.errors import ImageDamaged, OtherMachine
 from crhpc.kernel import seccomp
-from crhpc.resources import Cut, Kind, Phase, at
+from crhpc.resources import Chapter, Cut, Kind, Phase, at
 from crhpc.resources.context import Dump, Restore, Task
 
 CALLS = ("connect", "bind")
@@ -34,13 +34,15 @@ class Redirect:
 
 class RedirectsKind(Kind):
     name = "redirects"
+    chapter = Chapter.CHANNELS
     records = (Redirect,)
-    saved = ("TCP ports of listeners that other programs have taken meanwhile: the listener gets another port, and "
-             "connections that the job makes to the old one lead there, after every later restart, too. "
-             "getsockname and getpeername then show the new port, and /proc shows a seccomp filter")
-    refused = ("UDP ports that other programs have taken: their datagrams could not be told apart. Connections that "
-               "the job makes to its old ports by other calls than connect(2), such as sendto with MSG_FASTOPEN, and "
-               "those of processes that are let into the pod from outside after the restart")
+    saved = ("TCP ports that other programs have taken by the time of a restart, as far as the job itself is "
+             "concerned: what listens there gets another one, and connections that the job makes to the old one lead "
+             "to that, after every later restart, too")
+    afterwards = ("getsockname(2) and getpeername(2) show the new port, and /proc a seccomp filter. Not followed are "
+                  "connections begun by a datagram call (MSG_FASTOPEN), those of processes that crhpc lets into "
+                  "the pod later on another node's behalf, and a connect(2) that runs into SO_SNDTIMEO ends with "
+                  "EALREADY, not EINPROGRESS. Where a UDP port is taken, a restart is refused")
 
     @at(Cut.COLLECT)
     def dump(self, ctx: Dump) -> None:

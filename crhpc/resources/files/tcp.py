@@ -51,8 +51,8 @@ class TcpKind(FileKind):
         ("urgent data in a full window; a connection that is being closed with more under way than fits", PASSING),
     )
     afterwards = ("what is under way may be in the queue of the other end, as windows grow; a sender whose end of "
-                  "transmission was not confirmed (FIN_WAIT1) has it confirmed. The port of a client that somebody "
-                  "has taken is another one, with a warning; where a listener's is taken, or an address is not one "
+                  "transmission was not confirmed (FIN_WAIT1) has it confirmed. A port that somebody has taken is "
+                  "another one, with a warning, and connections follow (see redirects); where an address is not one "
                   "of this machine, a restart is refused")
 
     def matches(self, file: OpenFile, ctx: Dump) -> bool:
