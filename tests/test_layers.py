@@ -84,7 +84,8 @@ SHARED = {"crhpc.resources", "crhpc.resources.aside", "crhpc.resources.contents"
           "crhpc.resources.files", "crhpc.resources.questions", "crhpc.resources.residency",
           "crhpc.resources.sharing",
           "crhpc.resources.connections", "crhpc.resources.tcprestore",
-          "crhpc.resources.moved", "crhpc.resources.sockets", "crhpc.resources.space", "crhpc.resources.stubs", "crhpc.resources.lineage"}
+          "crhpc.resources.moved",
+          "crhpc.resources.sockets", "crhpc.resources.space", "crhpc.resources.stubs", "crhpc.resources.lineage"}
 
 
 @pytest.mark.parametrize("path", KINDS, ids=relative)
