@@ -218,6 +218,10 @@ def _print_json(content: object) -> None:
 
 
 # -- the command line -------------------------------------------------------------------------------
+_EXIT_CODES = ("The exit code is the job's own; 85: checkpointed and stopped, start it again to go on; 75: no usable "
+               "checkpoint; 78: refused in advance. docs/cli.md has all of them.")
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise errors.Usage(what=f"{message}. Cure: {self.prog} --help")
@@ -244,8 +248,8 @@ def _number(text: str, units: dict[str, int]) -> float:
 
 def parser() -> argparse.ArgumentParser:
     """The grammar of the command line."""
-    root = _Parser(prog="crhpc", allow_abbrev=False,
-                   description="checkpoint and restart of unmodified MPI jobs")
+    root = _Parser(prog="crhpc", allow_abbrev=False, description="checkpoint and restart of unmodified MPI jobs",
+                   epilog=_EXIT_CODES)
     root.add_argument("--version", action="version", version=f"crhpc {__version__}")
     commands = root.add_subparsers(metavar="COMMAND", required=True)
 
@@ -255,15 +259,20 @@ def parser() -> argparse.ArgumentParser:
         return sub
 
     sub = command("run", run, "run a command so that it survives, or resume it")
+    sub.usage = "crhpc run [OPTION ...] -- COMMAND [ARGUMENT ...]"
+    sub.epilog = _EXIT_CODES
     sub.add_argument("--dir", type=Path, default=_directory(), metavar="DIR",
                      help="where the checkpoints are (%(default)s)")
     sub.add_argument("--resume", type=resume.Mode, choices=list(resume.Mode), default=resume.Mode.AUTO,
                      help="resume an unfinished job if there is one (auto), never, or fail without (require)")
     _add_job_options(sub)
-    sub.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND [ARGUMENT ...]")
+    sub.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND [ARGUMENT ...]",
+                     help="the job; what follows -- is left as it is")
 
     sub = command("restart", restart, "restart the newest usable checkpoint of a directory, or a given one")
-    sub.add_argument("path", type=Path, metavar="DIR|IMAGE")
+    sub.epilog = _EXIT_CODES
+    sub.add_argument("path", type=Path, metavar="DIR|IMAGE",
+                     help="a directory of checkpoints, or one of them (checkpoints/ckpt-000005)")
     sub.add_argument("--dry-run", action="store_true", help="only tell what would be done to files, or why it can't be")
     _add_job_options(sub)
 
@@ -278,12 +287,13 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--json", action="store_true", help="for programs")
 
     sub = command("verify", verify_image, "check every byte of a checkpoint")
-    sub.add_argument("image", type=Path, metavar="IMAGE")
+    sub.add_argument("image", type=Path, metavar="IMAGE", help="such as checkpoints/ckpt-000005")
     sub = command("show", show, "look into a checkpoint")
-    sub.add_argument("image", type=Path, metavar="IMAGE")
-    sub.add_argument("object", nargs="?", default="/", metavar="PATH", help="an object in it")
+    sub.add_argument("image", type=Path, metavar="IMAGE", help="such as checkpoints/ckpt-000005")
+    sub.add_argument("object", nargs="?", default="/", metavar="PATH", help="a group or a table in it (%(default)s)")
     sub = command("doctor", examine, "what this machine allows, and the cure for each no")
-    sub.add_argument("--dir", type=Path, default=_directory(), metavar="DIR")
+    sub.add_argument("--dir", type=Path, default=_directory(), metavar="DIR",
+                     help="where checkpoints will be: is there room? (%(default)s)")
     sub.add_argument("--json", action="store_true", help="for programs")
     return root
 
@@ -300,10 +310,12 @@ def _add_job_options(sub: argparse.ArgumentParser) -> None:
                      help="at a restart, look for the files that were below OLD below NEW")
     sub.add_argument("--force", action="store_true",
                      help="restart on a machine, or with program files, that may break the job")
-    sub.add_argument("--wait-all", action="store_true", help="the job is over when its last process ends")
+    sub.add_argument("--wait-all", action="store_true",
+                     help="the job is over when its last process ends, not when COMMAND does")
     sub.add_argument("-v", "--verbose", action="store_true", help="a line for each checkpoint")
-    sub.add_argument("--memory", type=count_of_bytes, default="256M", help=argparse.SUPPRESS)
-    sub.add_argument("--level", type=int, default=LEVEL, help=argparse.SUPPRESS)
+    sub.add_argument("--memory", type=count_of_bytes, default="256M", metavar="SIZE",
+                     help="what an agent may use beside the job (%(default)s)")
+    sub.add_argument("--level", type=int, default=LEVEL, metavar="N", help="of zstd's compression (%(default)s)")
 
 
 def _add_directory(sub: argparse.ArgumentParser) -> None:

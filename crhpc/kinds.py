@@ -5,7 +5,9 @@ import dataclasses
 import inspect
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
+import crhpc
 from crhpc.errors import PASSING
 from crhpc.resources import Chapter, Cut, Kind, Phase, kinds
 from crhpc.resources.context import table_name
@@ -91,12 +93,17 @@ def _in_the_image(kind: Kind) -> str:
     if isinstance(kind, FileKind):
         moments = ["with files", *moments]
     lines = [f"### {kind.name} in the image", "",
-             *_wrapped(f"`{type(kind).__module__.replace('.', '/')}.py`, at {', '.join(moments)}.")]
+             *_wrapped(f"`{_file(kind)}`, at {', '.join(moments)}.")]
     for record in kind.records:
         lines += ["", *_wrapped(f"`{table_name(record)}`: {_title(record)}"), ""]
         lines += ["| column | type | |", "|---|---|---|"]
         lines += [f"| `{field.name}` | {_type(field)} | {_meaning(field)} |" for field in dataclasses.fields(record)]
     return "\n".join(lines) + "\n"
+
+
+def _file(kind: Kind) -> str:
+    """Where it stands, from the checkout."""
+    return Path(inspect.getfile(type(kind))).relative_to(Path(crhpc.__file__).parents[1]).as_posix()
 
 
 def _title(record: type) -> str:
