@@ -47,12 +47,7 @@ def run(args: argparse.Namespace) -> int:
         images = resume.candidates(args.resume, state, found, command, directory.path)
         if not images:
             return _supervise(directory, _starting(command, found), args, report)
-        report.hold()
-        try:
-            image = resume.newest_usable(images, verify_apart, report.say, directory.path)
-            return _supervise(directory, _restarting(image, found, state), args, report)
-        finally:
-            report.release()
+        return _restart_newest(directory, images, found, state, args, report)
 
 
 def restart(args: argparse.Namespace) -> int:
@@ -65,17 +60,35 @@ def restart(args: argparse.Namespace) -> int:
     with JobDirectory.take(path.parent if is_image else path) as directory:
         _clear(directory)
         state, found = resume.moved(directory.read_state(), resume.look(directory.path), _policy(args))
+        if not is_image:
+            return _restart_newest(directory, resume.to_restart(state, found), found, state, args, report)
+        image = resume.moved(None, [resume.look_at(path)], _policy(args))[1][0]
+        return _restart(directory, image, found, state, args, report)
+
+
+def _restart_newest(directory: JobDirectory, images: Sequence[resume.Found], found: Sequence[resume.Found],
+                    state: JobState | None, args: argparse.Namespace, report: Report) -> int:
+    """Restart the first of the images that is whole."""
+    def damaged(why: str) -> None:
         report.hold()
-        try:
-            if is_image:
-                verify_apart(path)
-                image = resume.moved(None, [resume.look_at(path)], _policy(args))[1][0]
-            else:
-                images = resume.to_restart(state, found)
-                image = resume.newest_usable(images, verify_apart, report.say, directory.path)
-            return _supervise(directory, _restarting(image, found, state), args, report)
-        finally:
-            report.release()
+        report.say(why)
+    try:
+        return resume.newest_usable(
+            images, lambda image: _restart(directory, image, found, state, args, report), damaged, directory.path)
+    finally:
+        report.release()
+
+
+def _restart(directory: JobDirectory, image: resume.Found, found: Sequence[resume.Found], state: JobState | None,
+             args: argparse.Namespace, report: Report) -> int:
+    """Verify an image and restart it."""
+    report.hold()
+    try:
+        if image.job is None:
+            verify_apart(image.path)   # knows what is wrong with it
+        return _supervise(directory, _restarting(image, found, state), args, report)
+    finally:
+        report.release()
 
 
 def _supervise(directory: JobDirectory, task: Task, args: argparse.Namespace, report: Report) -> int:
@@ -178,7 +191,7 @@ def _entry(image: resume.Found) -> dict[str, Any]:
 
 def verify_image(args: argparse.Namespace) -> int:
     """``crhpc verify``: every hash, chunk and reference of an image."""
-    from crhpc.image.check import verify
+    from crhpc.image.apart import verify
 
     try:
         found = verify(args.image, full=True)

@@ -6,6 +6,7 @@ before the job's output has been brought back to where it was (crhpc.stdio).
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import sys
 import time
@@ -57,6 +58,16 @@ def checkpoint_line(message: Mapping[str, Any]) -> str:
     frozen = "" if message.get("stopped") else f"frozen {duration(message['frozen'])}, "
     return (f"checkpoint {message['number']}: {plural(message['tasks'], 'process')}, {frozen}"
             f"{size(message['bytes'])} saved as {size(message['stored'])} in {duration(message['seconds'])}")
+
+
+def ended(code: int) -> str:
+    """An exit code in words, a negative one as a signal."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"
 
 
 def plain(text: str) -> str:

@@ -10,11 +10,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
+from typing import TypeVar
 
 from crhpc import errors
 from crhpc.filepolicy import FilePolicy
 from crhpc.image.format import image_name, image_numbers, read_manifest
 from crhpc.jobdir import JobState
+
+T = TypeVar("T")
 
 
 class Mode(StrEnum):
@@ -107,19 +110,18 @@ def candidates(mode: Mode, state: JobState | None, found: Sequence[Found], comma
     return usable
 
 
-def newest_usable(images: Iterable[Found], verify: Callable[[Path], None], damaged: Callable[[str], None],
-                  directory: Path) -> Found:
-    """The first of ``images`` that ``verify`` lets pass; each that it refuses is told to ``damaged``.
+def newest_usable(images: Iterable[Found], use: Callable[[Found], T], damaged: Callable[[str], None],
+                  directory: Path) -> T:
+    """What ``use`` makes of the first of ``images`` that it can use; why it can't of others is told to ``damaged``.
 
     Raises:
-        errors.NoImage: it lets none pass.
+        errors.NoImage: it can use none.
     """
     tried: list[Path] = []
     why = "there is none"
     for image in images:
         try:
-            verify(image.path)
-            return image
+            return use(image)
         except (errors.NoImage, errors.ImageDamaged) as error:
             damaged(str(error))
             tried.append(image.path)

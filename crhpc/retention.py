@@ -87,7 +87,7 @@ def verify_and_remove(task: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns: ``verified`` (its number, or None), ``removed``, and ``why`` if something went wrong.
     """
-    from crhpc.image.check import verify
+    from crhpc.image.apart import verify
     from crhpc.image.format import image_name, image_numbers, remove_image
 
     directory, number = Path(task["directory"]), int(task["number"])

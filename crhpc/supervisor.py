@@ -29,10 +29,11 @@ from crhpc.channel import Channel, ChannelClosed, Message
 from crhpc.filepolicy import FilePolicy
 from crhpc.jobdir import JobDirectory, JobState, Status
 from crhpc.launch import Child, Peer, launch_agents
-from crhpc.progress import Report, checkpoint_line, duration, plain, plural
+from crhpc.progress import Report, checkpoint_line, duration, ended, plain, plural
 from crhpc.requests import Requests
 from crhpc.retention import Retention
 from crhpc.signals import Received, Signals, ignored
+from crhpc.verify import Checking
 
 HELLO_SECONDS = 120.0
 """For the agents to come up: MPI on a busy machine takes seconds, not minutes."""
@@ -81,6 +82,7 @@ class Supervisor:
         self._deadline: tuple[float, Callable[[], None]] | None = None
         self._agents: Child | None = None
         self._checker: Child | None = None
+        self._checking: Checking | None = None
         self._agent: Channel | None = None
         self._agent_process: Peer | None = None
         self._agent_host = socket.gethostname()
@@ -95,6 +97,7 @@ class Supervisor:
         """Launch the agents and stay until the job is over. Returns: the exit code.
 
         Raises:
+            errors.NoImage, errors.ImageDamaged: the image can't be restarted; nothing was begun.
             errors.LaunchFailed: the agents don't come up.
             errors.AgentLost: they went away, and the job with them.
             errors.Unwritable: the job directory can't be written.
@@ -107,6 +110,7 @@ class Supervisor:
             self._watch(listener, lambda: self._accept(listener))
             self._directory.announce(self._name, self._state.id)
             self._launch()
+            self._verify()
             while self._result is None:
                 self._turn()
         return self._result
@@ -118,10 +122,13 @@ class Supervisor:
                 key.data()
         if self._deadline is not None and time.monotonic() >= self._deadline[0]:
             self._deadline[1]()
+        if self._checking is not None and time.monotonic() >= self._checking.expires:
+            self._verified()
         self._requests.expire()
 
     def _timeout(self) -> float | None:
-        times = [self._requests.next_expiry(), self._deadline[0] if self._deadline else None]
+        times = [self._requests.next_expiry(), self._deadline[0] if self._deadline else None,
+                 self._checking.expires if self._checking else None]
         waits = [moment - time.monotonic() for moment in times if moment is not None]
         return max(0.0, min(waits)) if waits else None
 
@@ -145,6 +152,19 @@ class Supervisor:
         self._watch(agents.pidfd, self._launcher_ended)
         self._deadline = (time.monotonic() + HELLO_SECONDS, self._no_hello)
 
+    def _verify(self) -> None:
+        """Have the image verified while the agents come up; they are told of it only when it is whole."""
+        if self._task.image is not None:
+            self._checking = checking = Checking(self._task.image)
+            self._watch(checking.child.output, lambda: self._drain(checking.child, self._verified))
+
+    def _verified(self) -> None:
+        checking, self._checking = self._checking, None
+        assert checking is not None
+        checking.finish()
+        if self._agent is not None:
+            self._send(self._order(), fds=(0, 1, 2))
+
     def _drain(self, child: Child, at_end: Callable[[], None]) -> None:
         if not child.drain():
             self._unwatch(child.output)
@@ -162,7 +182,7 @@ class Supervisor:
         status = self._agents.wait(0)
         why = f"no agent came within {duration(HELLO_SECONDS)}"
         if status is not None:
-            why = f"it ended with {_ended(status)}"
+            why = f"it ended with {ended(status)}"
         self._quote_agents()
         raise errors.LaunchFailed(launcher=Path(self._agents.argv[0]).name, why=why,
                                   cure="`crhpc doctor` checks MPI, and CRHPC_MPIEXEC names another mpiexec")
@@ -172,7 +192,7 @@ class Supervisor:
         self._let_agent_go()
         self._agents.end(_EOF_SECONDS)
         status = self._agents.wait(0)
-        why = "the connection to it broke" if status is None else f"its launcher ended with {_ended(status)}"
+        why = "the connection to it broke" if status is None else f"its launcher ended with {ended(status)}"
         if self._running:
             self._record_end(Status.FAILED, None)
         self._quote_agents()
@@ -246,7 +266,8 @@ class Supervisor:
         self._agent_host = str(hello.get("host"))
         self._deadline = None
         self._watch(channel, self._from_agent)
-        self._send(self._order(), fds=(0, 1, 2))
+        if self._checking is None:
+            self._send(self._order(), fds=(0, 1, 2))
 
     def _order(self) -> Message:
         directory = str(self._directory.path)
@@ -359,7 +380,7 @@ class Supervisor:
         self._record_end(Status.FAILED if code else Status.FINISHED, self._result)
         if code and self._last_image is not None:
             lost = duration(time.monotonic() - self._safe_since)
-            self._report.say(f"the job ended with {_ended(code)}; the same command line resumes it from "
+            self._report.say(f"the job ended with {ended(code)}; the same command line resumes it from "
                              f"{self._last_image.name} ({lost} before the end); --resume never starts afresh")
 
     def _record_end(self, status: Status, code: int | None) -> None:
@@ -413,6 +434,8 @@ class Supervisor:
         self._report.clear()
         self._report.release()
         self._requests.close(str(self._directory.path))
+        if self._checking is not None:
+            self._checking.give_up()
         if self._checker is not None:
             self._checker.kill(signal.SIGKILL, group=True)   # what it would have removed stays until the next commit
             self._checker.wait(None)
@@ -434,15 +457,6 @@ def _receive(channel: Channel) -> Message:
     for fd in fds:
         os.close(fd)
     return message
-
-
-def _ended(code: int) -> str:
-    """An exit code in words, a negative one as a signal."""
-    if code >= 0:
-        return f"exit code {code}"
-    with suppress(ValueError):
-        return signal.Signals(-code).name
-    return f"signal {-code}"
 
 
 def _umask() -> int:

@@ -34,6 +34,8 @@ REPEAT = int(os.environ.get("CRHPC_TEST_REPEAT", "1"))
 
 def pytest_configure() -> None:
     os.environ[MARK] = SESSION   # all that the tests start can be told from everything else
+    # Every process of crhpc would compile all of it again, which takes longer than most tests.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def pytest_report_header() -> str:

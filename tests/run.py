@@ -51,7 +51,8 @@ def main() -> int:
 
 def _start_as(user: int, place: Path, command: list[str], output: int) -> subprocess.Popen[bytes]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "SUDO_"))}
-    kept.pop("TMPDIR", None)   # root's, perhaps
+    for name in ("TMPDIR", "PYTHONDONTWRITEBYTECODE"):   # the first is root's, perhaps; see also conftest.py
+        kept.pop(name, None)
     environment = kept | {"HOME": str(place / "home"), "USER": "plain", "LOGNAME": "plain"}
     return subprocess.Popen(command, cwd=place / "checkout", env=environment, umask=0o022, user=user, group=user,
                             extra_groups=[], stdin=subprocess.DEVNULL, stdout=output, stderr=output)

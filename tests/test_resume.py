@@ -84,21 +84,22 @@ def test_the_first_that_verifies_is_taken():
     told: list[str] = []
     seen: list[str] = []
 
-    def verify(path: Path) -> None:
-        seen.append(path.name)
-        if path.name != "ckpt-000001":
-            raise errors.ImageDamaged(image=path, what="a flipped bit")
-    assert newest_usable([image(3), image(2), image(1), image(0)], verify, told.append, DIR).number == 1
+    def use(image: Found) -> int:
+        seen.append(image.path.name)
+        if image.number != 1:
+            raise errors.ImageDamaged(image=image.path, what="a flipped bit")
+        return 7
+    assert newest_usable([image(3), image(2), image(1), image(0)], use, told.append, DIR) == 7
     assert seen == ["ckpt-000003", "ckpt-000002", "ckpt-000001"]
     assert len(told) == 2
     assert "ckpt-000003 is damaged: a flipped bit" in told[0]
 
 
 def test_none_verifies():
-    def verify(path: Path) -> None:
-        raise errors.NoImage(path=path, why="gone")
+    def use(image: Found) -> None:
+        raise errors.NoImage(path=image.path, why="gone")
     with pytest.raises(errors.NoImage, match=r"none of 2 can be used, the newest .* is ckpt-000002") as caught:
-        newest_usable([image(2), image(1)], verify, lambda text: None, DIR)
+        newest_usable([image(2), image(1)], use, lambda text: None, DIR)
     assert caught.value.code == 75
 
 

@@ -17,20 +17,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
-import site
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
-from crhpc.errors import CrhpcError, ImageDamaged, NoImage
+from crhpc.errors import ImageDamaged, NoImage
+from crhpc.image.apart import Report
 from crhpc.image.format import CHUNK_ROWS, MANIFEST, MASTER, PAGE, Manifest
 from crhpc.image.guard import reading
 from crhpc.image.pages import page_objects
@@ -44,96 +42,6 @@ _MEMORY = 1 << 30
 _SECONDS = 60
 _BYTES_PER_SECOND = 50e6
 """How slow a core may be before the child is taken for looping."""
-_BYTES_PER_SECOND_OF_DISK = 5e6
-"""How slow a file system may be before the child is taken for hung."""
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What was looked at and found sound."""
-
-    path: str
-    number: int
-    full: bool
-    nodes: int
-    size: int
-    """Bytes of all files checked."""
-    tables: int
-    chunks: int
-    pages: int
-    """In the final state, zero pages included."""
-    seconds: float
-    foreign: tuple[str, ...]
-    """Names in the directory that the manifest does not know."""
-
-
-def verify(path: str | os.PathLike[str], *, full: bool = False, nodes: Collection[int] | None = None,
-           timeout: float | None = None) -> Report:
-    """Check an image in a child process with limits.
-
-    Args:
-        nodes: only these nodes' shards (the manifest and the master always); all if None or empty.
-        timeout: seconds until the child is killed; by default generous, by the image's size.
-
-    Raises:
-        NoImage: there is none at ``path``, or one of a newer format.
-        ImageDamaged: it is not whole, or the child crashed, hung or was killed over it.
-        OSError: the files cannot be opened (permission, descriptors).
-        CrhpcError: the check itself does not work here.
-    """
-    command = [sys.executable, "-P", "-m", "crhpc.image.check", *["--full"] * full,
-               *(f"--node={node}" for node in nodes or ()), "--", os.fspath(path)]
-    limit = 5 * _SECONDS + _size(Path(path)) / _BYTES_PER_SECOND_OF_DISK if timeout is None else timeout
-    with subprocess.Popen(command, env=_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, text=True, errors="replace") as child:
-        try:
-            output, complaints = child.communicate(timeout=limit)
-            how = _ended(child.returncode)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            output, complaints = child.communicate()
-            how = f"checking it took more than {limit:.0f} s"
-        finally:
-            child.kill()                                        # an interrupted caller leaves none behind
-    return _result(path, output, complaints, how)
-
-
-def _environment() -> dict[str, str]:
-    """The child's: it finds this very package, and reserves little address space that it does not use."""
-    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
-    root = str(Path(__file__).resolve().parents[2])
-    if root not in map(os.path.realpath, [*site.getsitepackages(), site.getusersitepackages()]):
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    return environment
-
-
-def _ended(code: int) -> str:
-    if code < 0:
-        return f"checking it ended with {signal.Signals(-code).name}"
-    return f"checking it ended with code {code}"
-
-
-def _result(path: str | os.PathLike[str], output: str, complaints: str, how: str) -> Report:
-    """What the child said; if it did not come to an end, how it ended."""
-    file = None
-    for line in output.splitlines():
-        try:
-            said = json.loads(line)
-        except ValueError:
-            continue                                            # cut off by its end
-        file = said.get("checking", file)
-        if "report" in said:
-            return Report(**said["report"] | {"foreign": tuple(said["report"]["foreign"])})
-        if said.get("error") == "NoImage":
-            raise NoImage(path=path, why=said["why"])
-        if said.get("error") == "ImageDamaged":
-            raise ImageDamaged(image=path, what=said["what"])
-        if said.get("error") == "OSError":
-            raise OSError(said["errno"], said["why"], said["file"])
-    if file is None:
-        reason = (complaints.strip().splitlines() or [how])[-1]
-        raise CrhpcError(what=f"images cannot be checked here: {reason}")
-    raise ImageDamaged(image=path, what=f"{file}: {how}")
 
 
 def check_image(path: str | os.PathLike[str], *, full: bool = False, nodes: Collection[int] | None = None,
@@ -310,15 +218,6 @@ def _mapped() -> int:
         return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return 1 << 30
-
-
-def _size(path: Path) -> int:
-    """Bytes of all files in an image's directory."""
-    try:
-        with os.scandir(path) as entries:
-            return sum(entry.stat(follow_symlinks=False).st_size for entry in entries)
-    except OSError:
-        return 0
 
 
 if __name__ == "__main__":

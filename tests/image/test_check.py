@@ -26,7 +26,8 @@ import pytest
 
 from crhpc.errors import CrhpcError, ImageDamaged, NoImage
 from crhpc.image import check as module
-from crhpc.image.check import Report, check_image, main, verify
+from crhpc.image.apart import Report, verify
+from crhpc.image.check import check_image, main
 from crhpc.image.format import MANIFEST, MASTER, read_manifest
 from crhpc.image.reader import Image
 from crhpc.image.writer import ShardWriter
