@@ -30,6 +30,9 @@ from crhpc.resources.files.tcp import endpoints
 
 log = logger(__name__)
 
+_PARTLY_FILLED = 16 << 20
+"""For the buffers that are not full when a file or a segment is at its end."""
+
 
 class Node:
     """A node of the job. One checkpoint or one restart at a time; all calls but ``write`` from one thread."""
@@ -92,7 +95,9 @@ class Node:
         self.steps = Steps()
         with self._explained(directory):
             self._writer = ShardWriter(Path(directory), self.number, level=self.level, memory=self.memory)
-        self._writer.prepare(sum(proc.resident(host) for host in proc.descendants(self.pod.pid)) if self.pod else 0)
+        # Shared memory counts for each that has it: better too many buffers than a page fault for each in the freeze.
+        sizes = [proc.resident(host) for host in proc.descendants(self.pod.pid)] if self.pod else []
+        self._writer.prepare(sum(sizes) + _PARTLY_FILLED)
 
     def freeze(self) -> int:
         """Stop every thread of the pod; how many tasks there are.

@@ -183,12 +183,12 @@ def auxv(pid: int) -> bytes:
 
 
 def resident(pid: int) -> int:
-    """Bytes of a process's private memory that are there; 0 once it is gone."""
+    """Bytes of a process's memory that are there and no file's; 0 once it is gone."""
     try:
-        _size, pages, shared = read(f"/proc/{pid}/statm").split()[:3]
+        found = status(pid)
     except (FileNotFoundError, ProcessLookupError):
         return 0
-    return (int(pages) - int(shared)) * 4096
+    return 1024 * sum(found.number(name) for name in ("RssAnon", "RssShmem"))   # a zombie has no such lines
 
 
 # -- mappings -----------------------------------------------------------------------------------------

@@ -2,32 +2,25 @@
 
 Run it on a quiet machine, with the checkout or an installed crhpc on the path::
 
-    python jobs/bench/checkpoint.py [--dir /dev/shm] [--repeat 3] [--memory 256] [CASE ...]
+    python jobs/bench/checkpoint.py [--dir /dev/shm] [--repeat 5] [--memory 256] [CASE ...]
 
-A case is MIB or MIBxPROCESSES; by default 64, 512, 2048 and 256x4. A checkpoint is all from opening the shard to the
-committed image; the pod stands still for a part of it. The limit is 1.3 times what zstd takes for the pages that are
-not zero, in frames of 1 MiB with a thread for each core, and 100 ms. The best of the repeats counts.
+A case is MIB[xPROCESSES][:KIND]; held.py lists the kinds. A checkpoint is all from opening the shard to the committed
+image; the pod stands still for a part of it. The limit is 1.3 times what zstd takes for the pages that are in the
+image, in frames of 1 MiB with a thread for each core, and 100 ms. Both are done in turns, and the best of each counts.
 """
 from __future__ import annotations
 
 import argparse
 import os
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import zstandard
-from held import PAGE, Times, best, fill, fresh, held
-
-MIB = 1 << 20
+from held import CASES, MIB, PAGE, Case, Held, Pages, Times, held
 
 
-def compressing(pages: int) -> Times:
-    """zstd alone on as many pages."""
-    data = fresh(3 * (pages * PAGE // MIB + 1) // 2 * MIB, huge=True)
-    fill(data, 1)
-    rows = data.reshape(-1, PAGE)
-    stored = rows[rows.any(axis=1)][:pages].reshape(-1)
+def compressing(stored: Pages) -> Times:
+    """zstd alone."""
     local = threading.local()
 
     def one(at: int) -> int:
@@ -35,40 +28,43 @@ def compressing(pages: int) -> Times:
             local.compressor = zstandard.ZstdCompressor(level=1)
         return len(local.compressor.compress(memoryview(stored[at:at + MIB])))
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        start = time.monotonic()
+        start = Times.now()
         sum(pool.map(one, range(0, len(stored), MIB)))
-        return Times(time.monotonic() - start)
+        return start.until_now({})
+
+
+def measure(pod: Held, repeat: int) -> tuple[Pages, list[Times], list[Times], list[float]]:
+    """Checkpoints and zstd in turns; the pages, and how long the pod stood still."""
+    taken, zstd, frozen = [], [], []
+    for _ in range(repeat):
+        each, still = pod.checkpoint()
+        taken.append(each)
+        frozen.append(still)
+        stored = pod.stored()
+        pod.forget_image()
+        zstd.append(compressing(stored))
+    return stored, taken, zstd, frozen
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("cases", nargs="*", default=["64", "512", "2048", "256x4"])
+    parser.add_argument("cases", nargs="*", type=Case.parse, default=CASES)
     parser.add_argument("--dir", default="/dev/shm")
-    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--memory", type=int, default=256, help="MiB, as of crhpc run")
     parser.add_argument("--huge", action="store_true", help="the memory is of transparent huge pages")
     options = parser.parse_args()
-    print("MiB x procs    pages  zstd ms  checkpoint ms  limit ms  checkpoint/limit  frozen ms   steps above 5 ms")
+    print(f"load {os.getloadavg()[0]:.1f}; ms")
+    print("MiB x procs     pages  zstd  checkpoint  limit  checkpoint/limit  CPU/zstd's  frozen   steps above 5 ms")
     for case in options.cases:
-        size, _, processes = case.partition("x")
-        with held(int(size) << 20, int(processes or 1), options.dir, memory=options.memory << 20,
-                  huge=options.huge) as pod:
-            frozen: list[float] = []
-            pages: list[int] = []
-
-            def checkpoint(pod=pod, frozen=frozen, pages=pages) -> Times:
-                taken, still = pod.checkpoint()
-                frozen.append(still)
-                pages.append(pod.stored_pages())
-                pod.forget_image()
-                return taken
-
-            taken = best(options.repeat, checkpoint)
-        zstd = best(options.repeat, lambda pages=pages: compressing(pages[0]))
-        limit = 1.3 * zstd.whole + 0.1
-        steps = ", ".join(f"{name} {seconds * 1e3:.0f}" for name, seconds in taken.steps.items() if seconds > 0.005)
-        print(f"{case:>11} {pages[0]:8} {zstd.whole * 1e3:8.0f} {taken.whole * 1e3:14.0f} {limit * 1e3:9.0f} "
-              f"{taken.whole / limit:17.2f} {min(frozen) * 1e3:10.0f}   {steps}", flush=True)
+        with held(case, options.dir, memory=options.memory << 20, huge=options.huge) as pod:
+            stored, taken, zstd, frozen = measure(pod, options.repeat)
+        best, least = min(taken), min(zstd)
+        limit = 1.3 * least.whole + 0.1
+        steps = ", ".join(f"{name} {seconds * 1e3:.0f}" for name, seconds in best.steps.items() if seconds > 0.005)
+        print(f"{case!s:13} {len(stored) // PAGE:7} {least.whole * 1e3:5.0f} {best.whole * 1e3:11.0f} "
+              f"{limit * 1e3:6.0f} {best.whole / limit:17.2f} {min(t.cpu for t in taken) / least.cpu:11.2f} "
+              f"{min(frozen) * 1e3:7.0f}   {steps}", flush=True)
 
 
 if __name__ == "__main__":
