@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
-from crhpc.image.format import CHUNK
+from crhpc.image.format import CHUNK, CHUNK_ROWS
 from crhpc.image.pages import PageBuffer, allowed_cores
 from crhpc.image.records import Bytes
 
@@ -39,12 +39,13 @@ def pack(buffer: PageBuffer, rows: int, compressor: zstandard.ZstdCompressor) ->
         return Packed(kept, 0, 0, 0)
     if count < rows:
         buffer.array[:count] = buffer.array[:rows][kept]
-    buffer.array[count:] = 0
+    if count < CHUNK_ROWS:
+        buffer.array[count:] = 0
     compressed = compressor.compress(buffer.bytes())
     size = min(len(compressed), CHUNK)
-    stored = buffer.bytes()[:size]
+    stored = buffer.array.reshape(-1)[:size]
     if size < CHUNK:                                        # otherwise it does not pay: stored as it is
-        stored[:] = compressed
+        np.copyto(stored, np.frombuffer(compressed, np.uint8))   # unlike a memoryview, with the GIL released
     return Packed(kept, count, size, zlib.crc32(stored))
 
 

@@ -210,9 +210,9 @@ def stored_in(path: Path) -> Pages:
         found = fresh(max(sum(node.summary.rows for node in image.nodes), 1) * PAGE, huge=True)
         done = 0
         for node in image.nodes:
-            for _object, _page, data in node.walk():
-                found[done:done + len(data)] = np.frombuffer(data, np.uint8)
-                done += len(data)
+            for i, rows in enumerate(node.chunks()["rows"].tolist()):
+                found[done:done + rows * PAGE] = np.frombuffer(node.chunk(i), np.uint8)[:rows * PAGE]
+                done += rows * PAGE
         return found[:done]
 
 
