@@ -43,10 +43,9 @@ def pack(buffer: PageBuffer, rows: int, compressor: zstandard.ZstdCompressor) ->
         buffer.array[count:] = 0
     compressed = compressor.compress(buffer.bytes())
     size = min(len(compressed), CHUNK)
-    stored = buffer.array.reshape(-1)[:size]
-    if size < CHUNK:                                        # otherwise it does not pay: stored as it is
-        np.copyto(stored, np.frombuffer(compressed, np.uint8))   # unlike a memoryview, with the GIL released
-    return Packed(kept, count, size, zlib.crc32(stored))
+    if size < CHUNK:   # otherwise it does not pay: stored as it is; unlike a memoryview's, numpy's copy needs no GIL
+        np.copyto(buffer.array.reshape(-1)[:size], np.frombuffer(compressed, np.uint8))
+    return Packed(kept, count, size, zlib.crc32(buffer.bytes()[:size]))
 
 
 def nonzero_rows(rows: Bytes) -> npt.NDArray[np.bool_]:
