@@ -1,30 +1,41 @@
-"""Pseudo-terminals: masters and slaves with their number, termios, window size and buffered data.
+"""Pseudo-terminals: masters and slaves with their number, settings and what waits in them.
 
-The pod has a terminal file system of its own, so that a number is free again at restart. What waits to be
-read can't be peeked at: it is read and put back from the other side while the line discipline is told not to
-touch it; nothing of the job runs meanwhile. A controlling terminal is taken by the session's leader right
-after setsid(2), so that the leader's children inherit it.
+The pod has a terminal file system of its own, so that a number is free again at restart. What waits is taken out and
+put back at a checkpoint, too (crhpc/kernel/terminal.py). Whose controlling terminal one is: see sessions.py. A slave
+that is open after its master was closed is hung up for good (pty(7)): it comes back as such a one.
 """
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import os
 import select
 import stat as modes
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from crhpc.kernel import proc, ptrace
-from crhpc.resources import Chapter, Cut, Phase, at
-from crhpc.resources.context import Dump, OpenFile, Restore, Task
-from crhpc.resources.files import File, FileKind
+from crhpc.errors import ImageDamaged
+from crhpc.kernel import ptys
+from crhpc.kernel.terminal import Terminal, Waiting
+from crhpc.resources import Chapter, Cut, Phase, at, stubs
+from crhpc.resources.context import Dump, OpenFile, Restore
+from crhpc.resources.files import File, FileKind, copied
 
-_TIOCGPTN, _TIOCSPTLCK, _TIOCGPTLCK, _TIOCGPKT, _TIOCPKT = 0x80045430, 0x40045431, 0x80045439, 0x80045438, 0x5420
-_TCGETS2, _TCSETS2, _TIOCGWINSZ, _TIOCSWINSZ, _TIOCSPGRP = 0x802C542A, 0x402C542B, 0x5413, 0x5414, 0x5410
-_TERMIOS2 = struct.Struct("4IB19s2I")
-"""c_iflag, c_oflag, c_cflag, c_lflag, c_line, c_cc, c_ispeed, c_ospeed"""
-_ICANON = 2
-_SLAVE_MAJORS, _PTMX = range(136, 144), (5, 2)
+_F_SETOWN_EX, _F_GETOWN_EX = 15, 16
+_SLAVE_MAJORS, _PTMX, _TTY = range(136, 144), (5, 2), (5, 0)
+_MOST = 1 << 20
+_MASTER, _SLAVE, _CONTROLLING = "master", "slave", "controlling"
+_OPENED_WITH = os.O_ACCMODE | 0o100000   # O_LARGEFILE
+
+
+_USERS = ("a terminal of the user's that is not one of the standard streams",
+          "let the job use its standard streams only")
+_OUTSIDE = ("a terminal whose master is held outside the job", "close it")
+_HUNG_UP = ("a terminal that was hung up while its master is open (vhangup)", "close it and open it again")
+_DISCIPLINE = ("a terminal with a line discipline other than N_TTY", "set N_TTY (TIOCSETD)")
+_PINNED = ("a terminal whose settings are pinned", "release them (TIOCSLCKTRMIOS)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +43,9 @@ class PtyEnd:
     """An open file description of a master or a slave."""
 
     id: int
-    number: int = field(metadata={"ref": "pty.number"})
-    master: bool
-    packet: bool
+    number: int = field(metadata={"ref": "pty.number", "doc": "-1 where it is hung up and was opened as /dev/tty"})
+    side: str = field(metadata={"doc": "master; slave; controlling, which is a slave that was opened as /dev/tty"})
+    hung_up: bool = field(metadata={"doc": "a slave whose master is closed"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,97 +55,192 @@ class Pty:
     number: int
     termios: bytes = field(metadata={"doc": "struct termios2"})
     window: bytes = field(metadata={"doc": "struct winsize"})
-    locked: bool
     mode: int
+    uid: int
+    gid: int
+    locked: bool
+    exclusive: bool = field(metadata={"doc": "TIOCEXCL of the slave's side"})
+    master_exclusive: bool
+    packet: bool
+    status: int = field(metadata={"doc": "what a master in packet mode is to be told next: TIOCPKT_ constants"})
+    untouched: bool = field(metadata={"doc": "the slave's side has never been open"})
     output: bytes = field(metadata={"doc": "written by the slave's side, not read yet"})
-    input: bytes = field(metadata={"doc": "written by the master's side, not read yet"})
-    session: int = field(metadata={"doc": "whose controlling terminal it is; 0: nobody's"})
-    foreground: int
+    echo: bytes = field(metadata={"doc": "still to be echoed, as output is stopped or full"})
+    rest: bytes = field(metadata={"doc": "written by the master's side, not read yet: without lines, or behind them"})
+    behind: bytes = field(metadata={"doc": "the same, and the line discipline has not looked at it yet"})
+    quoting: bool = field(metadata={"doc": "the next character is quoted, as after ^V"})
+    stopped: int = field(metadata={"doc": "output: 0 runs, 1 is stopped by ^S, 2 by TCOOFF"})
+
+
+@dataclass(frozen=True, slots=True)
+class PtyLine:
+    """A line of a terminal's input that has not been read, in their order."""
+
+    number: int = field(metadata={"ref": "pty.number"})
+    content: bytes = field(metadata={"doc": "with its newline; without, it was ended by VEOF, VEOL or VEOL2"})
 
 
 class PtyKind(FileKind):
     name = "pty"
     chapter = Chapter.CHANNELS
     priority = 10
-    records = (PtyEnd, Pty)
-    saved = ("pseudo-terminals of the job under their own numbers: terminal settings, window size, modes, what is "
-             "buffered in both directions, session and foreground group")
+    records = (PtyEnd, Pty, PtyLine)
+    saved = ("pseudo-terminals of the job under their own numbers: all settings, window size, mode and owner, lock, "
+             "exclusive and packet mode with what is to be told, stopped output; what waits in both directions, by "
+             "lines and ends of file, and what is still to be echoed; sides that are closed, slaves that are hung up, "
+             "files opened as /dev/tty")
     refused = (
-        ("a terminal of the user's that is not one of the standard streams",
-         "let the job use its standard streams only"),
-        ("a terminal whose master is closed", "close it too"),
+        _USERS,
+        _OUTSIDE,
+        _HUNG_UP,
+        _DISCIPLINE,
+        _PINNED,
     )
+    afterwards = ("the column that tabs are reckoned from is the first again; an edge-triggered poll may tell again of "
+                  "what waits, after a checkpoint too")
 
     def matches(self, file: OpenFile, ctx: Dump) -> bool:
-        if not modes.S_ISCHR(file.stat.st_mode):
-            return False
-        major, minor = os.major(file.stat.st_rdev), os.minor(file.stat.st_rdev)
-        return (major, minor) == _PTMX or major in _SLAVE_MAJORS
+        device = _device(file)
+        return modes.S_ISCHR(file.stat.st_mode) and (device in (_PTMX, _TTY) or device[0] in _SLAVE_MAJORS)
 
     def refusal(self, file: OpenFile, ctx: Dump) -> tuple[str, str] | None:
-        outside = file.stat.st_dev != os.stat(ctx.pod.outside("/dev/pts")).st_dev
-        if outside and os.major(file.stat.st_rdev) in _SLAVE_MAJORS:
-            return f"the user's terminal {file.link}", "let the job use its standard streams only"
-        number = _number(file, ctx)
-        if not any(_is_master(other) and _number(other, ctx) == number for other in _terminals(ctx)):
-            return f"the terminal {file.link}, whose master is closed", "close it too"
-        return None
+        side = _side(file)
+        if side == _SLAVE and file.stat.st_dev != ctx.pod.stat("/dev/pts").st_dev:
+            return _USERS
+        with copied(file) as fd:
+            if side != _MASTER and ptys.is_hung_up(fd):
+                return _HUNG_UP if side == _SLAVE and _number(file, ctx) in _masters(ctx) else None
+            if ptys.discipline(fd):
+                return _DISCIPLINE
+            if side == _MASTER and ptys.is_pinned(fd):
+                return _PINNED
+        return None if _number(file, ctx) in _masters(ctx) else _OUTSIDE
 
     @at(Cut.REGISTERS)
     def read_all(self, ctx: Dump) -> None:
         """Before records are made; each terminal once."""
-        ctx.state["terminals"] = {
-            _number(file, ctx): _read(ctx, file, _number(file, ctx)) for file in _terminals(ctx) if _is_master(file)}
+        ctx.state["terminals"] = {number: _read(ctx, number, master) for number, master in _masters(ctx).items()}
 
     def dump(self, file: OpenFile, ctx: Dump) -> PtyEnd:
-        number, master = _number(file, ctx), _is_master(file)
-        if master:
-            ctx.add(ctx.state["terminals"][number])
-        return PtyEnd(file.id, number, master, master and bool(_ioctl_int(_copy(file, ctx), _TIOCGPKT)))
+        side, number = _side(file), _number(file, ctx)
+        if side == _MASTER:
+            row, lines = ctx.state["terminals"][number]
+            ctx.add(row)
+            for line in lines:
+                ctx.add(PtyLine(number, line))
+        return PtyEnd(file.id, number, side, side != _MASTER and number not in _masters(ctx))
+
+    # -- restore ----------------------------------------------------------------------------------
+    @at(Phase.CHECK)
+    def check(self, ctx: Restore) -> None:
+        def wrong(what: str) -> ImageDamaged:
+            return ImageDamaged(image=ctx.image, what=f"terminals: {what}")
+
+        rows, ends = {row.number: row for row in ctx.rows(Pty)}, ctx.rows(PtyEnd)
+        masters = [end.number for end in ends if end.side == _MASTER]
+        if len(rows) != len(ctx.rows(Pty)) or sorted(masters) != sorted(rows):
+            raise wrong("not every one has one master")
+        for row in rows.values():
+            if (not 0 <= row.number < _MOST or len(row.termios) != ptys.SETTINGS.size or len(row.window) != 8
+                    or row.stopped not in (0, 1, 2)):
+                raise wrong(f"number {row.number} has settings that can't be")
+        for end in ends:
+            if end.side not in (_MASTER, _SLAVE, _CONTROLLING) or not -1 <= end.number < _MOST:
+                raise wrong(f"a side {end.side!r} of number {end.number}")
+            if (end.number in rows) == end.hung_up or (end.number < 0 and end.side == _SLAVE):
+                raise wrong(f"number {end.number} has no master")
+        if any(line.number not in rows for line in ctx.rows(PtyLine)):
+            raise wrong("a line of none")
 
     @at(Phase.OBJECTS)
     def make_masters(self, ctx: Restore) -> None:
         """Numbers are given lowest first: make all up to the highest, keep those that are wanted."""
-        wanted = {row.number: row for row in ctx.rows(Pty)}
+        ends = ctx.rows(PtyEnd)
+        links = {file.id: file.link for file in ctx.rows(File)}
+        paths = {end.number: links[end.id] for end in ends if end.side == _MASTER}
+        wanted = {end.number for end in ends if end.number >= 0}
         made: dict[int, int] = {}
-        while wanted.keys() - made.keys():
-            fd = os.open(ctx.pod.outside("/dev/pts/ptmx"), os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-            made[_ioctl_int(fd, _TIOCGPTN)] = fd
-        for number in made.keys() - wanted.keys():
+        while wanted - made.keys():
+            fd = _new_master(ctx, paths.get(len(made), ""))
+            made[ptys.number(fd)] = fd
+        if any(end.number < 0 for end in ends):   # of one that is hung up nobody knows the number
+            made[-1] = _new_master(ctx, "")
+        for number in made.keys() - wanted - {-1}:
             os.close(made.pop(number))
-        for number, row in wanted.items():
-            _set_up(ctx, made[number], row)
+        for fd in made.values():
+            ptys.lock(fd, False)
+        for row in ctx.rows(Pty):
+            _set_up(ctx, made[row.number], row)
         ctx.state["masters"] = made
-        ctx.after_setsid.append(_take_controlling_terminal)
+        ctx.state["controlling"] = _open_controlling(ctx, made)
 
     def restore(self, record: PtyEnd, file: File, ctx: Restore) -> int:
-        if not record.master:
-            path = ctx.pod.outside(f"/dev/pts/{record.number}")
-            return os.open(path, file.flags & os.O_ACCMODE | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
-        fd: int = ctx.state["masters"].pop(record.number)
-        if record.packet:
-            fcntl.ioctl(fd, _TIOCPKT, struct.pack("i", 1))
-        return fd
+        if record.side == _CONTROLLING:
+            return int(ctx.state["controlling"][record.id])
+        master: int = ctx.state["masters"][record.number]
+        return master if record.side == _MASTER else ptys.open_slave(master, file.flags & _OPENED_WITH)
 
     @at(Phase.CONNECT)
     def fill(self, ctx: Restore) -> None:
-        masters = {row.number: ctx.open_files[row.id] for row in ctx.rows(PtyEnd) if row.master}
+        """First what is hung up by closing its master."""
+        masters: dict[int, int] = ctx.state["masters"]
+        open_sides = {end.number for end in ctx.rows(PtyEnd) if end.side != _MASTER}
+        for number in masters.keys() - {row.number for row in ctx.rows(Pty)}:
+            os.close(masters.pop(number))
         for row in ctx.rows(Pty):
-            _put_back(ctx.pod.outside(f"/dev/pts/{row.number}"), masters[row.number], row)
-            fcntl.ioctl(masters[row.number], _TIOCSPTLCK, struct.pack("i", row.locked))
+            lines = tuple(line.content for line in ctx.rows(PtyLine) if line.number == row.number)
+            waiting = Waiting(row.output, row.echo, lines, row.rest, row.behind, row.quoting, row.stopped, row.status)
+            master = masters[row.number]
+            with ptys.opened(master, untouched=row.untouched and row.number not in open_sides) as slave:
+                Terminal(master, slave, row.termios).put(waiting, packets=row.packet)
+                if row.number not in open_sides:
+                    ptys.set_exclusive(slave, row.exclusive)
 
-    @at(Phase.WATCH)
-    def set_foreground(self, ctx: Restore) -> None:
-        for row in ctx.rows(Pty):
-            if row.session in ctx.tasks and row.foreground:
-                _set_foreground(ctx.tasks[row.session], row.foreground)
+    @at(Phase.LAST)
+    def close_up(self, ctx: Restore) -> None:
+        """Nobody opens a terminal for the restart any more; asking for signals has made somebody the owner where there
+        was none (__tty_fasync in drivers/tty/tty_io.c)."""
+        rows, files = {row.number: row for row in ctx.rows(Pty)}, {file.id: file for file in ctx.rows(File)}
+        for end in ctx.rows(PtyEnd):
+            fd = ctx.open_files[end.id]
+            if files[end.id].flags & os.O_ASYNC and not files[end.id].owner:
+                fcntl.fcntl(fd, fcntl.F_SETOWN, 0)
+            if end.side == _MASTER:
+                ptys.set_exclusive(fd, rows[end.number].master_exclusive)
+                ptys.lock(fd, rows[end.number].locked)
+            elif not end.hung_up:
+                ptys.set_exclusive(fd, rows[end.number].exclusive)
 
 
-def _is_master(file: OpenFile) -> bool:
-    return (os.major(file.stat.st_rdev), os.minor(file.stat.st_rdev)) == _PTMX
+def _device(file: OpenFile) -> tuple[int, int]:
+    return os.major(file.stat.st_rdev), os.minor(file.stat.st_rdev)
 
 
-def _terminals(ctx: Dump) -> list[OpenFile]:
+def _side(file: OpenFile) -> str:
+    return {_PTMX: _MASTER, _TTY: _CONTROLLING}.get(_device(file), _SLAVE)
+
+
+def _number(file: OpenFile, ctx: Dump) -> int:
+    """-1 where nobody can tell."""
+    numbers: dict[int, int] = ctx.state.setdefault("numbers of terminals", {})
+    if file.id not in numbers:
+        major, minor = _device(file)
+        if (major, minor) in (_PTMX, _TTY):
+            with copied(file) as fd:
+                device = ptys.device(fd)
+            major, minor = device >> 8 & 0xFFF, device & 0xFF | device >> 12 & 0xFFF00
+        numbers[file.id] = minor + 256 * (major - _SLAVE_MAJORS.start) if major in _SLAVE_MAJORS else -1
+    return numbers[file.id]
+
+
+def _masters(ctx: Dump) -> dict[int, OpenFile]:
+    if "masters" not in ctx.state:
+        ctx.state["masters"] = {_number(file, ctx): file for file in _files(ctx) if _side(file) == _MASTER}
+    found: dict[int, OpenFile] = ctx.state["masters"]
+    return found
+
+
+def _files(ctx: Dump) -> list[OpenFile]:
     return [file for file in ctx.open_files.values() if isinstance(ctx.state["kind of file"][file.id], PtyKind)]
 
 
@@ -144,127 +250,103 @@ def _copy(file: OpenFile, ctx: Dump) -> int:
     return file.copy
 
 
-def _number(file: OpenFile, ctx: Dump) -> int:
-    if _is_master(file):
-        return _ioctl_int(_copy(file, ctx), _TIOCGPTN)
-    return os.minor(file.stat.st_rdev) + 256 * (os.major(file.stat.st_rdev) - _SLAVE_MAJORS.start)
-
-
-def _ioctl_int(fd: int, request: int) -> int:
-    return int(struct.unpack("i", fcntl.ioctl(fd, request, bytes(4)))[0])
-
-
 # -- dump -----------------------------------------------------------------------------------------------
-def _read(ctx: Dump, file: OpenFile, number: int) -> Pty:
+def _read(ctx: Dump, number: int, file: OpenFile) -> tuple[Pty, tuple[bytes, ...]]:
     """Through the master, which shows the slave's settings too."""
     master = _copy(file, ctx)
-    path = ctx.pod.outside(f"/dev/pts/{number}")
-    session, foreground = _session(ctx, number)
-    row = Pty(number, fcntl.ioctl(master, _TCGETS2, bytes(_TERMIOS2.size)), fcntl.ioctl(master, _TIOCGWINSZ, bytes(8)),
-              bool(_ioctl_int(master, _TIOCGPTLCK)), modes.S_IMODE(os.stat(path).st_mode), b"", b"", session,
-              foreground)
-    packet = bool(_ioctl_int(master, _TIOCGPKT))
-    if packet:
-        fcntl.ioctl(master, _TIOCPKT, struct.pack("i", 0))
-    row = _take_waiting(path, master, row)
-    _put_back(path, master, row)
-    if packet:
-        fcntl.ioctl(master, _TIOCPKT, struct.pack("i", 1))
-    return row
-
-
-def _session(ctx: Dump, number: int) -> tuple[int, int]:
-    """The session that the terminal controls, and its foreground group."""
-    device = os.makedev(_SLAVE_MAJORS.start + number // 256, number % 256)
-    groups: dict[int, int] = {}
-    found = (0, 0)
-    for task in ctx.tasks:
-        stat, status = proc.stat(task.host), proc.status(task.host)
-        groups[stat.pgrp] = status.inner("NSpgid")
-        if stat.tty == device:
-            found = (status.inner("NSsid"), stat.foreground)
-    return found[0], groups.get(found[1], 0)
-
-
-def _raw(settings: bytes, *, keep_lines: bool) -> bytes:
-    """Settings under which bytes pass as they are; with ``keep_lines`` the input still waits for line ends."""
-    _iflag, _oflag, cflag, lflag, line, _cc, ispeed, ospeed = _TERMIOS2.unpack(settings)
-    return _TERMIOS2.pack(0, 0, cflag, lflag & _ICANON if keep_lines else 0, line, bytes(19), ispeed, ospeed)
-
-
-def _take_waiting(path: str, master: int, row: Pty) -> Pty:
-    lines = _TERMIOS2.unpack(row.termios)[3] & _ICANON
-    slave = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC) if not row.locked else -1
+    sides = [other for other in _files(ctx) if _number(other, ctx) == number and other is not file]
+    stat = ctx.pod.stat(f"/dev/pts/{number}")
+    untouched = not sides and not ptys.was_closed(master)
+    settings, packet, locked = ptys.settings(master), ptys.in_packet_mode(master), ptys.is_locked(master)
+    exclusive = any(ptys.is_exclusive(_copy(side, ctx)) for side in sides[:1])
+    if exclusive:
+        ptys.set_exclusive(_copy(sides[0], ctx), False)
+    waiting = Waiting()
     try:
-        output = _read_all(master)
-        received = b""
-        if slave >= 0:
-            if lines:   # what is no line yet shows only without line mode
-                fcntl.ioctl(master, _TCSETS2, _raw(row.termios, keep_lines=False))
-            received = _read_all(slave)
-            if lines:
-                fcntl.ioctl(master, _TCSETS2, row.termios)
+        with _nobody_told(ctx, [file, *sides]), ptys.opened(master, untouched=untouched) as slave:
+            exclusive = exclusive or ptys.is_exclusive(slave)
+            waiting = _look(Terminal(master, slave, settings), packet=packet)
+    except OSError as error:
+        if error.errno != errno.EBUSY:   # it is exclusive, and closed: only root can ever open it
+            raise
+        exclusive = True
     finally:
-        if slave >= 0:
-            os.close(slave)
-    return Pty(row.number, row.termios, row.window, row.locked, row.mode, output, received, row.session, row.foreground)
+        if sides:
+            ptys.set_exclusive(_copy(sides[0], ctx), exclusive)
+    row = Pty(number, settings, ptys.window(master), modes.S_IMODE(stat.st_mode), stat.st_uid,
+              stat.st_gid, locked, exclusive, ptys.is_exclusive(master), packet, waiting.status, untouched,
+              waiting.output, waiting.echo, waiting.rest, waiting.behind, waiting.quoting, waiting.stopped)
+    return row, waiting.lines
 
 
-def _read_all(fd: int) -> bytes:
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    parts: list[bytes] = []
-    while any(events & select.POLLIN for _, events in poll.poll(0)):
-        try:
-            part = os.read(fd, 65536)
-        except OSError:   # EIO: the other side is closed
-            break
-        if not part:
-            break
-        parts.append(part)
-    return b"".join(parts)
+def _look(both: Terminal, *, packet: bool) -> Waiting:
+    if not both.in_lines and not _may_hold(both):
+        return Waiting()
+    waiting = both.take(packets=packet)
+    if waiting != Waiting():
+        both.put(waiting, packets=packet)
+    return waiting
 
 
-def _put_back(path: str, master: int, row: Pty) -> None:
-    """Write what waited from the side that it came from, so that it waits again unchanged."""
-    if not (row.output or row.input):
-        return
-    slave = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
+def _may_hold(both: Terminal) -> bool:
+    """Whether anything waits, or output is stopped; without lines that can be seen."""
+    return bool(ptys.events(both.master) & (select.POLLIN | select.POLLPRI) or ptys.unread(both.slave)
+                or not ptys.events(both.slave) & select.POLLOUT)
+
+
+@contextlib.contextmanager
+def _nobody_told(ctx: Dump, files: list[OpenFile]) -> Iterator[None]:
+    """Nobody gets SIGIO for what comes and goes meanwhile."""
+    owners: list[tuple[int, bytes]] = []
+    for file in files:
+        if file.info.flags & os.O_ASYNC:
+            fd = _copy(file, ctx)
+            owners.append((fd, fcntl.fcntl(fd, _F_GETOWN_EX, struct.pack("ii", 0, 0))))
+            fcntl.fcntl(fd, fcntl.F_SETOWN, 0)
     try:
-        fcntl.ioctl(master, _TCSETS2, _raw(row.termios, keep_lines=True))
-        _write_all(slave, row.output)
-        _write_all(master, row.input)
-        fcntl.ioctl(master, _TCSETS2, row.termios)
+        yield
     finally:
-        os.close(slave)
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view):]
+        for fd, owner in owners:
+            fcntl.fcntl(fd, _F_SETOWN_EX, owner)
 
 
 # -- restore --------------------------------------------------------------------------------------------
+def _new_master(ctx: Restore, path: str) -> int:
+    """Under the name that it had been opened by; in a pod they lead to the same."""
+    name = path if path in ("/dev/ptmx", "/dev/pts/ptmx") else "/dev/pts/ptmx"
+    return os.open(ctx.pod.outside(name), os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+
+
 def _set_up(ctx: Restore, master: int, row: Pty) -> None:
-    fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
-    fcntl.ioctl(master, _TCSETS2, row.termios)
-    fcntl.ioctl(master, _TIOCSWINSZ, row.window)
-    os.chmod(ctx.pod.outside(f"/dev/pts/{row.number}"), row.mode)
+    path = ctx.pod.outside(f"/dev/pts/{row.number}")
+    ptys.change(master, row.termios)
+    ptys.set_window(master, row.window)
+    stat = os.stat(path)
+    if (stat.st_uid, stat.st_gid) != (row.uid, row.gid):
+        os.chown(path, row.uid, row.gid)
+    os.chmod(path, row.mode)
 
 
-def _take_controlling_terminal(ctx: Restore, leader: Task) -> None:
-    """Only a session's leader can; its children are cloned later and inherit."""
-    for row in ctx.rows(Pty):
-        if row.session == leader.pid:
-            room = (ptrace.get_registers(leader.host).rsp - 2048) & ~0xF
-            leader.leader.write(room, f"/dev/pts/{row.number}".encode() + b"\0")
-            leader.call("close", leader.call("open", room, os.O_RDWR, 0))
+def _open_controlling(ctx: Restore, masters: dict[int, int]) -> dict[int, int]:
+    """Open files as /dev/tty, by a process that has the terminal for as long: no session of the job's has it yet."""
+    flags = {file.id: file.flags for file in ctx.rows(File)}
+    opened: dict[int, int] = {}
+    ends = [end for end in ctx.rows(PtyEnd) if end.side == _CONTROLLING]
+    for number in {end.number for end in ends}:
+        task = stubs.fork_stub(ctx, _FREE_ID)
+        room = stubs.stack_room(task)
+        path = f"/dev/pts/{ptys.number(masters[number])}".encode()
+        task.leader.write(room, path.ljust(64, b"\0") + b"/dev/tty\0")
+        task.call("setsid")
+        task.call("open", room, os.O_RDWR, 0)
+        for end in ends:
+            if end.number == number:
+                fd = task.call("open", room + 64, flags[end.id] & os.O_ACCMODE | os.O_NONBLOCK | os.O_CLOEXEC, 0)
+                opened[end.id] = ctx.take(task, fd)
+        stubs.end(task)
+        stubs.await_reaping(task.host)
+    return opened
 
 
-def _set_foreground(leader: Task, group: int) -> None:
-    room = leader.area.data
-    leader.leader.write(room, b"/dev/tty\0" + bytes(7) + struct.pack("i", group))
-    number = leader.call("open", room, os.O_RDWR, 0)
-    leader.call("ioctl", number, _TIOCSPGRP, room + 16)
-    leader.call("close", number)
+_FREE_ID = 2
+"""Any is free before the job's processes are made."""
