@@ -63,7 +63,7 @@ int main(void)
 
 	CHECK(!(events(fresh) & POLLHUP) && !(events(untouched) & POLLHUP));
 	CHECK(ioctl(untouched, TIOCGPTLCK, &locked) == 0 && locked && ioctl(untouched, TIOCSPTLCK, &zero) == 0);
-	EXPECT(fresh, "early\r\nbird");
+	EXPECT_ALL(fresh, "early\r\nbird");
 	EXPECT_NONE(fresh);
 	int slave = open_slave(fresh, O_RDWR);
 	EXPECT(slave, "early\n");
@@ -73,7 +73,7 @@ int main(void)
 	EXPECT(slave, "waits\n");
 
 	CHECK(events(closed) & POLLHUP);
-	EXPECT(closed, "last words\r\nnever read\r\n");
+	EXPECT_ALL(closed, "last words\r\nnever read\r\n");
 	CHECK(read(closed, &byte, 1) == -1 && errno == EIO);
 	CHECK(ioctl(closed, TIOCSPTLCK, &zero) == 0);
 	slave = open_slave(closed, O_RDWR);
@@ -83,11 +83,11 @@ int main(void)
 	      (O_WRONLY | O_APPEND) && (fcntl(peer, F_GETFL) & O_ACCMODE) == O_RDWR);
 	CHECK(write(reader, "x", 1) == -1 && errno == EBADF && read(writer, &byte, 1) == -1 && errno == EBADF);
 	EXPECT(reader, "shared\n");
-	EXPECT(many, "shared\r\nout\r\n");
+	EXPECT_ALL(many, "shared\r\nout\r\n");
 
 	lone = received_fd(pair[1]);
 	EXPECT(lone, "to be read\n");
-	EXPECT(flying, "under way\r\nto be read\r\n");
+	EXPECT_ALL(flying, "under way\r\nto be read\r\n");
 	CHECK(close(lone) == 0 && events(flying) & POLLHUP);
 	CHECK(readlink(name, link, sizeof link) == length && memcmp(link, first, (size_t)length) == 0);
 	pass();

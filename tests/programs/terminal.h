@@ -62,6 +62,20 @@ static inline void expect(int fd, const void *data, size_t size, int line)
 		     (int)size, (const char *)data);
 }
 
+/* The same in any number of reads. */
+static inline void expect_all(int fd, const char *text, int line)
+{
+	char room[4096];
+	for (size_t at = 0; at < strlen(text);) {
+		struct pollfd p = {.fd = fd, .events = POLLIN};
+		if (poll(&p, 1, 5000) != 1) fail("line %d: no more to read behind %zu bytes", line, at);
+		ssize_t got = read(fd, room, sizeof room);
+		if (got <= 0 || strncmp(text + at, room, (size_t)got)) fail("line %d: read \"%.*s\"", line, (int)got, room);
+		at += (size_t)got;
+	}
+}
+
+#define EXPECT_ALL(fd, text) expect_all(fd, text, __LINE__)
 #define EXPECT(fd, text) expect(fd, text, sizeof(text) - 1, __LINE__)
 
 static inline void expect_none(int fd, int line)
