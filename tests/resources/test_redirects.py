@@ -3,9 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import shutil
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,11 +11,12 @@ import pytest
 from kernel.targets import until
 from need import need
 from pods import PROGRAMS, Subject, compile_program
+from taken import Names, taken
+from taken import listening as listening_processes
 
 from crhpc.errors import ImageDamaged, Unsupported
 from crhpc.kernel import proc, sockdiag, waiting
 from crhpc.kernel.libc import NR
-from crhpc.kernel.ports import Address, forget, resolved
 from crhpc.resources.redirects import Redirect, RedirectsKind
 
 from .forking import FILTER, forking
@@ -42,38 +41,10 @@ def new_subject(tmp_path: Path) -> Iterator[type[Subject]]:
         subject.close()
 
 
-def listening(subject: Subject) -> list[tuple[int, Address]]:
-    """Families and names of what the job listens at."""
+def listening(subject: Subject) -> Names:
+    """What the job listens at."""
     assert subject.node is not None and subject.node.pod is not None
-    links = {os.readlink(f"/proc/{host}/fd/{fd}") for host in proc.descendants(subject.node.pod.pid)
-             for fd in proc.fds(host)}
-    return [(row.family, row.local) for row in sockdiag.inet_sockets()
-            if row.state == sockdiag.TCP_LISTEN and f"socket:[{row.inode}]" in links]
-
-
-@contextlib.contextmanager
-def taken(names: list[tuple[int, Address]]) -> Iterator[None]:
-    """Another program listens there, and nobody comes to it."""
-    with contextlib.ExitStack() as stack:
-        foreign = []
-        for family, name in dict.fromkeys(names):   # several may listen at one
-            sock = stack.enter_context(socket.socket(family))
-            if family == socket.AF_INET6 and (socket.AF_INET, ("0.0.0.0", name[1])) in names:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            until(lambda sock=sock, name=name: _binds(sock, name), "the killed job's connections stay")
-            sock.listen()
-            foreign.append(sock)
-        yield
-        assert not select.select(foreign, [], [], 0)[0], "a connection went to another program"
-
-
-def _binds(sock: socket.socket, name: Address) -> bool:
-    forget([row for row in sockdiag.inet_sockets() if not row.inode and row.local[1] == name[1]])
-    with contextlib.suppress(OSError):
-        sock.bind(resolved(sock.family, name))
-        return True
-    return False
+    return listening_processes(proc.descendants(subject.node.pod.pid))
 
 
 def restart(subject: Subject, image: Path) -> None:
