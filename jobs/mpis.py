@@ -3,7 +3,6 @@ one, and two older ones as Debian packages them; each with the transports of its
 from __future__ import annotations
 
 import os
-import random
 import subprocess
 import sys
 from dataclasses import dataclass, field, replace
@@ -96,10 +95,7 @@ def openmpi4() -> Mpi:
 
 
 def _of_openmpi() -> dict[str, str]:
-    # Its ranks listen at the first free ports from 1024 on: what a killed job had, the next one would take.
-    first = str(random.SystemRandom().randrange(10000, 32000, 40))
-    environment = {"OMPI_MCA_mpi_yield_when_idle": "1", "OMPI_MCA_btl_tcp_port_min_v4": first,
-                   "OMPI_MCA_btl_tcp_port_min_v6": first}
+    environment = {"OMPI_MCA_mpi_yield_when_idle": "1"}
     if os.getuid() == 0:
         environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     return environment
