@@ -299,6 +299,12 @@ def parser() -> argparse.ArgumentParser:
         _add_directory(sub)
         sub.add_argument("--json", action="store_true", help="for programs")
 
+    _add_looking(command)
+    return root
+
+
+def _add_looking(command: Callable[[str, Command, str], argparse.ArgumentParser]) -> None:
+    """What only looks: at images, and at this machine."""
     sub = command("verify", verify_image, "check every byte of a checkpoint")
     sub.add_argument("image", type=Path, metavar="IMAGE", help="such as checkpoints/ckpt-000005")
     sub = command("show", show, "look into a checkpoint")
@@ -308,7 +314,6 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--dir", type=Path, default=_directory(), metavar="DIR",
                      help="where checkpoints will be: is there room? (%(default)s)")
     sub.add_argument("--json", action="store_true", help="for programs")
-    return root
 
 
 def _add_job_options(sub: argparse.ArgumentParser) -> None:
