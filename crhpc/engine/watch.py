@@ -25,6 +25,7 @@ from crhpc.kernel.tracee import ALL, NO_CALL, SYSCALL_STOP, TaskGone, Tracee, ev
 
 _ENOSYS = 38
 """What rax holds at the entry to a call (arch/x86/entry)."""
+_RED_ZONE = 128
 _IGNORED_BY_DEFAULT = {signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH}
 STOP_SIGNALS = (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 
@@ -233,6 +234,8 @@ class Watch:
             changes, patches = rest.arguments, rest.patches
         elif call.until is not None and not call.kept and calls.has_time(call.number, args):
             index, value, content = calls.with_time(call, args, call.until - now())
+            if content and (beside := _put_on_stack(watched.tracee, registers, content)):
+                value, content = beside, b""
             changes, patches = {index: value}, [(value, content)] if content else []
         for index, value in changes.items():
             calls.set_argument(registers, index, value)
@@ -380,6 +383,20 @@ def _write(tracee: Tracee, address: int, content: bytes) -> None:
     except OSError:
         with contextlib.closing(vm.Memory(tracee.tid)) as memory:
             memory.write(address, content)
+
+
+def _put_on_stack(tracee: Tracee, registers: ptrace.Registers, content: bytes) -> int:
+    """Content for the kernel to read, in memory of which nobody else knows; its address, 0 where there is none.
+
+    What a program gives may be read by its other threads meanwhile. Below the stack, and the 128 bytes there
+    that are a function's own (System V ABI, 3.2.2), anything may lie: the next signal's frame would.
+    """
+    place = int(registers.rsp) - _RED_ZONE - len(content) & ~15
+    try:
+        tracee.write(place, content)
+    except OSError:
+        return 0
+    return place
 
 
 def _undo(watched: _Watched) -> None:
