@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from crhpc.errors import FileLocked
 from crhpc.kernel import proc
 from crhpc.resources import Chapter, Cut, Kind, Phase, at
-from crhpc.resources.context import Dump, OpenFile, Restore
+from crhpc.resources.context import Dump, OpenFile, Restore, Task
+from crhpc.resources.sharing import sharers
 
 FLOCK, POSIX, OFD = "flock", "posix", "ofd"
 _TYPES = {"FLOCK": FLOCK, "POSIX": POSIX, "OFDLCK": OFD}
@@ -79,14 +80,23 @@ class LocksKind(Kind):
 # -- dump -----------------------------------------------------------------------------------------------
 def _rows(ctx: Dump, file: OpenFile) -> Iterator[FileLock]:
     """A lock shows under every descriptor of its open file; of a process's own locks, in that process."""
-    for task, fd, line in file.locks:
+    for task, _fd, line in file.locks:
         _number, name, _advisory, access, owner, _inode, start, end = line.split()
         kind = _TYPES[name]
-        pid, number = (task.pid, fd) if kind == POSIX else _bearer(ctx, file, int(owner))
         if kind == POSIX:
+            pid = _taker(ctx, task, int(owner))
             number = min(other for holder, other in file.holders if holder is task)
+        else:
+            pid, number = _bearer(ctx, file, int(owner))
         length = 0 if end == "EOF" else int(end) - int(start) + 1
         yield FileLock(kind, file.id, pid, number, access == "WRITE", int(start), length)
+
+
+def _taker(ctx: Dump, task: Task, owner: int) -> int:
+    """Of the processes that share a descriptor table, to which the lock belongs, the one that has taken it."""
+    if owner != task.host and ctx.pod_pid(owner) and sharers(ctx, "files").get(owner) is task:
+        return ctx.pod_pid(owner)
+    return task.pid
 
 
 def _bearer(ctx: Dump, file: OpenFile, owner: int) -> tuple[int, int]:
