@@ -58,13 +58,12 @@ class TimerfdKind(FileKind):
 
     def dump(self, file: OpenFile, ctx: Dump) -> Timerfd:
         fd = ctx.take(file.task, file.fd)
-        times = ctypes.create_string_buffer(32)
-        libc.syscall("timerfd_gettime", fd, times)
         clock, flags = _number(file.info, "clockid"), _number(file.info, "settime flags", 8)
         ahead = _ahead(clock, flags, ctx.pod.clock_ahead)
-        info, now = _read(file, clock, flags)
-        left = _time(info, "it_value")
-        return Timerfd(file.id, clock, flags, _time(info, "it_interval"), now + ahead + left if left else _NEVER,
+        info, now = _read(file, fd, clock, flags)
+        interval = _time(info, "it_interval")
+        left = _time(info, "it_value") or (interval if _has_just_fired(info) else 0)
+        return Timerfd(file.id, clock, flags, interval, now + ahead + left if left else _NEVER,
                        U64(_number(info, "ticks")))
 
     def restore(self, record: Timerfd, file: File, ctx: Restore) -> int:
@@ -78,19 +77,27 @@ class TimerfdKind(FileKind):
                 _start(ctx.open_files[record.id], record, until)
 
 
-def _read(file: OpenFile, clock: int, flags: int) -> tuple[proc.FdInfo, int]:
+def _read(file: OpenFile, fd: int, clock: int, flags: int) -> tuple[proc.FdInfo, int]:
     """What is told of a timer, and the time by its clock right then: who is kept waiting in between looks again."""
-    best: tuple[int, proc.FdInfo, int] | None = None
+    best: tuple[bool, int, proc.FdInfo, int] | None = None
+    times = ctypes.create_string_buffer(32)
     for _attempt in range(_LOOKS):
+        libc.syscall("timerfd_gettime", fd, times)
         before = _now(clock, flags)
         info = proc.fdinfo(file.task.host, file.fd)
         after = _now(clock, flags)
-        if best is None or after - before < best[0]:
-            best = after - before, info, after
-        if best[0] < _AT_ONCE:
+        fired = _has_just_fired(info)
+        if best is None or (fired, after - before) < best[:2]:
+            best = fired, after - before, info, after
+        if not fired and after - before < _AT_ONCE:
             break
     assert best is not None
-    return best[1], best[2]
+    return best[2:]
+
+
+def _has_just_fired(info: proc.FdInfo) -> bool:
+    """Whether a periodic timer fired behind the timerfd_gettime(2): it stands until it is looked at again."""
+    return _time(info, "it_value") == 0 and _time(info, "it_interval") > 0 and _number(info, "ticks") > 0
 
 
 def _number(info: proc.FdInfo, name: str, base: int = 10) -> int:
