@@ -134,7 +134,7 @@ class TcpMaker:
         ports.forget(_left_over(self.ports))
         self.ports |= {port for _, port in self.ctx.pod.redirects.ports}
         bound = [row for row in self.rows.values() if row.state == _LISTEN
-                 or (row.state == _CLOSE and not (row.connected or row.shutdown or row.error))]
+                 or (row.state == _CLOSE and not (row.connected or _is_over(row)))]
         for row in bound:
             self.made[row.id] = self._fresh(row)
         for row in [row for row in bound if not self._bind(self.made[row.id], row)]:
@@ -147,13 +147,16 @@ class TcpMaker:
             if row.state == _LISTEN:
                 name = row.local, self.made[row.id].getsockname()[1]
                 self.listeners.add(self.made[row.id], row.family, name)
+            elif row.shutdown:
+                with contextlib.suppress(OSError):   # ENOTCONN, and is done all the same (inet_shutdown)
+                    self.made[row.id].shutdown(socket.SHUT_RD if row.shutdown & _READ else socket.SHUT_WR)
 
     def connect_all(self) -> None:
         waiting = self.ctx.rows(TcpWaiting)
         links = list(self._links({row.client for row in waiting}))
         self._connect(links)
         for row in self.rows.values():
-            if row.state == _CLOSE and not row.connected and (row.shutdown or row.error):
+            if row.state == _CLOSE and not row.connected and _is_over(row):
                 self.made[row.id] = self._fresh(row)
                 self._fail(row, self.made[row.id])
         self.listeners.close()
@@ -407,6 +410,11 @@ class TcpMaker:
                   if option not in sockopt.OPTIONS_UNCONNECTED]
         if failed:
             self.ctx.warn(f"options of a TCP socket can't be set: {sockopt.shown_options(failed)}")
+
+
+def _is_over(row: TcpSocket) -> bool:
+    """Whether there has been a try to connect; one way alone is shut by a program that was too early."""
+    return row.shutdown == _READ | _WRITE or row.error != 0
 
 
 def _close_like(row: TcpSocket, own: socket.socket, ghost: socket.socket) -> None:

@@ -93,7 +93,7 @@ class TcpKind(FileKind):
         with borrow(file, ctx) as sock:
             name = name_of(sock.getsockname())
             if row is None or row.state == _CLOSE:
-                return _closed(ctx, file, sock, name, bound=row is not None or not network.shows_bound)
+                return _closed(ctx, file, sock, name, row, bound=row is not None or not network.shows_bound)
             state = _SYN_SENT if network.is_connecting(row) else row.state
             ended = state in ENDED
             queued = network.queues.get(file.id) or _peeked(sock, row)
@@ -168,15 +168,17 @@ def _error(sock: socket.socket, about: tcp.Info) -> int:
     return errno.EPIPE if tcp.peek_closed(sock)[1] else errno.ECONNRESET
 
 
-def _closed(ctx: Dump, file: OpenFile, sock: socket.socket, name: Address, *, bound: bool) -> TcpSocket:
+def _closed(ctx: Dump, file: OpenFile, sock: socket.socket, name: Address, row: sockdiag.InetSocket | None,
+            *, bound: bool) -> TcpSocket:
     """What has no connection, or none any more."""
     about = tcp.info(sock)
     over = bool(events(sock) & select.POLLRDHUP)
+    shutdown = row.shutdown if row is not None else _READ | _WRITE if over else 0
     unread, ended = tcp.peek_closed(sock)
     port = name[1] if bound or over else 0   # else a number that the kernel has left there
     return _record(ctx, file, sock, _CLOSE, (name[0], port), Queued(unread, len(unread.data)),
                    bound=bound and name[1] > 0, remote="", remote_port=0, backlog=0, ended=ended, end_read=False,
-                   segment=0, shutdown=_READ | _WRITE if over else 0, connected=about.connected,
+                   segment=0, shutdown=shutdown, connected=about.connected,
                    error=_error(sock, about))
 
 
