@@ -3,9 +3,11 @@ from __future__ import annotations
 
 import array
 import contextlib
+import fcntl
 import os
 import socket
 import struct
+import termios
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,18 +61,22 @@ def peek_messages(sock: socket.socket) -> list[Message]:
     """
     found: list[Message] = []
     offset = 0
+    datagrams = sock.type == socket.SOCK_DGRAM
+    # A look behind the last byte would take the error of a connection that was reset (net/unix/af_unix.c).
+    whole = 0 if datagrams else struct.unpack("i", fcntl.ioctl(sock, termios.FIONREAD, bytes(4)))[0]
     with own_peeking(sock):
         try:
-            while True:
+            while datagrams or offset < whole:
                 message = _peek(sock, offset, _ANY_SIZE)
                 if message is None:
                     return found
                 if not message.data:
-                    if sock.type == socket.SOCK_DGRAM:
+                    if datagrams:
                         raise EmptyMessage
                     return found
                 found += _split(sock, offset, message) if sock.type == socket.SOCK_STREAM else [message]
                 offset += len(message.data)
+            return found
         except BaseException:
             for message in found:
                 close_all(message)

@@ -80,7 +80,7 @@ class UnixKind(FileKind):
         ("a unix connection to a process outside the job", "turn off the service that the program talks to"),
         ("a unix socket of another network namespace", "let the job make its sockets in its own"),
         ("an empty datagram that is not read yet; a connection that is not accepted yet from a client that has sent "
-         "something or is gone", PASSING),
+         "something or is gone; packets that are not read yet behind an error", PASSING),
     )
     afterwards = "a restart is refused where somebody uses the same path or abstract name"
 
@@ -98,6 +98,9 @@ class UnixKind(FileKind):
         if row is None or row.state == _LISTEN or (not row.queued and row.kind != socket.SOCK_DGRAM):
             return []
         with borrow(file, ctx) as sock:
+            if row.kind != socket.SOCK_STREAM and _failed(sock):   # it would be taken by a look at what is queued
+                ctx.state.setdefault("failed unix sockets", set()).add(file.id)
+                return []
             try:
                 found = messages.peek_messages(sock)
             except messages.EmptyMessage:
@@ -112,6 +115,8 @@ class UnixKind(FileKind):
             return "a unix socket of another network namespace", "let the job make its sockets in its own"
         if ctx.state["unix queues"][file.id] is None:
             return "an empty datagram that is not read yet", PASSING
+        if file.id in ctx.state.get("failed unix sockets", ()):
+            return "packets, and an error before them, that are not read yet", PASSING
         inside = _inside(ctx)
         if row.peer and row.peer not in inside:
             name = shown(_rows(ctx)[row.peer].name) if row.peer in _rows(ctx) else "a process"
