@@ -69,6 +69,7 @@ class Container:
             if digest(self.backing.fd, size, spans) != sha256:
                 raise ValueError("its SHA-256 does not match the manifest's")
             self.file = h5py.File(self.backing, "r")
+            self._groups: dict[str, Any] = {"": self.file}
         except BaseException:
             self.backing.close()
             raise
@@ -76,6 +77,7 @@ class Container:
     def close(self) -> None:
         """Close the file; again is harmless."""
         with suppress(Exception):
+            self._groups.clear()
             self.file.close()
         self.backing.close()
 
@@ -95,10 +97,10 @@ class Container:
 
     def at(self, path: str) -> Any:
         """The group or dataset at a path of hard links."""
-        found = self.file
-        for name in path.strip("/").split("/"):
-            found = self.child(found, name)
-        return found
+        above, _, name = path.strip("/").rpartition("/")
+        if above not in self._groups:   # each is looked at once: all tables are in one
+            self._groups[above] = self.at(above)
+        return self.child(self._groups[above], name)
 
     def follow(self, path: str) -> Any:
         """The same, following soft links too, but never out of this file.

@@ -60,6 +60,7 @@ class Tables:
         self._opener = opener
         self._container: Container | None = None
         self._blob: Bytes | None = None
+        self._names: list[str] | None = None
 
     @property
     def container(self) -> Container:
@@ -77,12 +78,14 @@ class Tables:
         """Close the file; it is opened again when needed."""
         if self._container is not None:
             self._container.close()
-        self._container = self._blob = None
+        self._container = self._blob = self._names = None
 
     def tables(self) -> list[str]:
         """Names of the tables."""
-        with reading(self.image, self.file):
-            return sorted(name for name in self.container.at(f"{self.root}/tables") if name != "blob")
+        if self._names is None:
+            with reading(self.image, self.file):
+                self._names = sorted(name for name in self.container.at(f"{self.root}/tables") if name != "blob")
+        return self._names
 
     def rows(self, name: str) -> Table:
         """A table as a structured array, shape (n,); columns of varying length are (offset, length).

@@ -110,16 +110,21 @@ class Kind:
     afterwards: ClassVar[str] = ""
     """What is not as it was after a restart; what a restart is refused for."""
     registry: ClassVar[list[type[Kind]]] = []
+    _steps: ClassVar[dict[Moment, list[str]]] = {}
+    """Names of methods; to look for them takes long, and the job would stand still meanwhile."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        cls._steps = {}
+        for name in dir(cls):
+            for moment in getattr(getattr(cls, name), "moments", ()):
+                cls._steps.setdefault(moment, []).append(name)
         if cls.name:
             Kind.registry.append(cls)
 
     def steps(self, moment: Moment) -> list[Step]:
         """The kind's methods for a moment."""
-        return [getattr(self, attribute) for attribute in dir(type(self))
-                if moment in getattr(getattr(type(self), attribute), "moments", ())]
+        return [getattr(self, name) for name in self._steps.get(moment, ())]
 
 
 def kinds() -> list[Kind]:
