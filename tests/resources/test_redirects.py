@@ -4,6 +4,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from pods import PROGRAMS, Subject, compile_program
 from taken import Names, taken
 from taken import listening as listening_processes
 
-from crhpc.errors import ImageDamaged, Unsupported
+from crhpc.errors import ImageDamaged, PortTaken, Unsupported
 from crhpc.kernel import proc, sockdiag, waiting
 from crhpc.kernel.libc import NR
 from crhpc.resources.redirects import Redirect, RedirectsKind
@@ -210,3 +211,16 @@ def test_what_an_image_says_is_checked():
                   ("0.0.0.0", -5, "0.0.0.0", 6), ("0.0.0.0", 5, "0.0.0.0", 0)):
         with pytest.raises(ImageDamaged, match="moved"):
             check(Rows(Redirect(*wrong)))
+
+
+def test_a_udp_port_that_is_taken_is_refused(holding):
+    """Nobody could tell whose datagrams were meant."""
+    subject = holding("sock = socket.socket(type=socket.SOCK_DGRAM)\nsock.bind(('127.0.0.1', 0))\n"
+                      "open('port', 'w').write(str(sock.getsockname()[1]))")
+    image = subject.checkpoint(kill=True)
+    with socket.socket(type=socket.SOCK_DGRAM) as other:
+        other.bind(("127.0.0.1", int((subject.work / "port").read_text())))
+        with pytest.raises(PortTaken, match=rf"pid {os.getpid()}.*Cure: end that program"):
+            subject.restart(image)
+    subject.restart(image)
+    subject.check()
