@@ -2,6 +2,7 @@
 # make demo     a job is killed in the middle, comes back, and ends with the same answer
 # make test     all tests; as root, all of them a second time as a plain user
 # make soak     every MPI and job is killed and resumed, 20 times each; takes hours
+# make bench    how long checkpoints and restarts take, as ratios to limits; wants a quiet machine, takes ten minutes
 # make lint     ruff and mypy
 # make docs     docs/kinds.md, made from the code
 # make clean    away with all that was made
@@ -50,6 +51,10 @@ test: venvs
 
 soak: venvs
 	$(VENV)/bin/python jobs/soak.py $(ARGS)
+
+bench: $(VENV)/.installed
+	for name in checkpoint restart freeze wholejobs idle; do \
+	    echo "== $$name"; PYTHONPATH=. $(VENV)/bin/python jobs/bench/$$name.py || exit 1; done
 
 lint: $(VENV)/.installed-tests
 	$(VENV)/bin/ruff check
