@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import socket
+import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -332,8 +333,17 @@ class Node:
             self.end()
             why = f"{error.filename}: {error.strerror}" if error.filename else str(error)
             raise RestartFailed(image=image, why=why, cure="run with CRHPC_LOG=debug for the details") from error
+        except _NO_SENSE as error:
+            log.debug("restart failed", exc_info=True)
+            self.end()
+            what = " ".join(f"{type(error).__name__}: {error}".split())[:_TOLD]
+            raise ImageDamaged(image=image, what=f"its tables contradict each other ({what})") from error
 
 
+_NO_SENSE = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, StopIteration, TypeError,
+             ValueError, struct.error)
+"""What tables provoke that were not written by us, though each of them is as prescribed."""
+_TOLD = 200
 _TEMPORARY = re.compile(r"/(?:[^/\0]+/)*crhpc-[0-9a-z]{6,32}", re.ASCII)
 _MOST_PIDS = 1 << 22
 """PID_MAX_LIMIT of 64-bit kernels."""

@@ -57,6 +57,13 @@ def test_a_watched_file_that_is_gone(holding):
         subject.restart(image)
 
 
+def test_a_watched_directory_that_is_open_too(holding):
+    subject = holding(WATCH + "place = os.open('.', os.O_RDONLY); assert watch('.', 0x100) == 1",
+                      "open('new', 'w').close(); assert os.read(fd, 1000)[4:8] == bytes([0, 1, 0, 0])")
+    subject.restart(subject.checkpoint(kill=True))
+    subject.check()
+
+
 def test_a_job_sees_nothing_of_what_a_restart_does(holding):
     """Files are cut back, brought back and made again, and directories filled: no event."""
     subject = holding(WATCH + """

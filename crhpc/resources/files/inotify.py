@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -232,8 +231,17 @@ def _watch_all(ctx: Restore, instance: int, rows: list[InotifyWatch]) -> None:
     inotify.drain(own.fileno())
 
 
-class _Descriptor(io.FileIO):
-    """One of our own, which closes itself."""
+class _Descriptor:
+    """One of our own, which closes itself; of a directory too, which io.FileIO refuses."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def __del__(self) -> None:
+        os.close(self._fd)
+
+    def fileno(self) -> int:
+        return self._fd
 
     @property
     def path(self) -> str:
