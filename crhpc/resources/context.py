@@ -386,6 +386,15 @@ class Restore:
         self.open_files[number] = fd
         self.closing.callback(os.close, fd)
 
+    def until_held(self, made: dict[int, int]) -> dict[int, int]:
+        """Descriptors that become open files one by one: where a restart fails, the others are closed too."""
+        def close_others() -> None:
+            for fd in set(made.values()) - set(self.open_files.values()):
+                os.close(fd)
+
+        self.closing.callback(close_others)
+        return made
+
     def take(self, task: Task, fd: int) -> int:
         """Take a descriptor out of a stub: the agent's copy, the stub's closed."""
         copy = pidfd.take_fd(task.host, fd)

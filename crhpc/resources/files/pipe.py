@@ -237,7 +237,7 @@ def _make(ctx: Restore, pipe: Pipe) -> dict[int, int]:
     expectant = {row.id for row in ctx.rows(PipeEnd) if row.pipe == pipe.id and row.expectant}
     numbers = {row.id for row in ctx.rows(PipeEnd) if row.pipe == pipe.id}
     files = [file for file in ctx.rows(File) if file.id in numbers]
-    made: dict[int, int] = {}
+    made = ctx.until_held({})
     with contextlib.ExitStack() as stack:
         if pipe.path:
             place = _fifo(ctx, pipe)
@@ -258,7 +258,9 @@ def _make(ctx: Restore, pipe: Pipe) -> dict[int, int]:
                 made[file.id] = _open_again(place, access)
         if expectant:
             stack.callback(os.close, _open_again(place, os.O_RDONLY))   # what is in it stays while one end is open
-            os.dup2(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), both, inheritable=False)   # no writer is left
+            nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            stack.callback(os.close, nothing)
+            os.dup2(nothing, both, inheritable=False)   # no writer is left
             made |= {number: _open_again(place, os.O_RDONLY) for number in expectant}
     return made
 

@@ -159,7 +159,7 @@ class PtyKind(FileKind):
         links = {file.id: file.link for file in ctx.rows(File)}
         paths = {end.number: links[end.id] for end in ends if end.side == _MASTER}
         wanted = {end.number for end in ends if end.number >= 0}
-        made: dict[int, int] = {}
+        made = ctx.until_held({})
         while wanted - made.keys():
             fd = _new_master(ctx, paths.get(len(made), ""))
             made[ptys.number(fd)] = fd
@@ -330,7 +330,7 @@ def _set_up(ctx: Restore, master: int, row: Pty) -> None:
 def _open_controlling(ctx: Restore, masters: dict[int, int]) -> dict[int, int]:
     """Open files as /dev/tty, by a process that has the terminal for as long: no session of the job's has it yet."""
     flags = {file.id: file.flags for file in ctx.rows(File)}
-    opened: dict[int, int] = {}
+    opened = ctx.until_held({})
     ends = [end for end in ctx.rows(PtyEnd) if end.side == _CONTROLLING]
     for number in {end.number for end in ends}:
         task = stubs.fork_stub(ctx, _FREE_ID)
