@@ -53,3 +53,9 @@ def test_variables() -> None:
     used = {variable for path in (ROOT / "crhpc").rglob("*.py")
             for variable in re.findall(r"\bCRHPC_[A-Z]+\b", path.read_text(encoding="utf-8"))}
     assert used - internal == set(re.findall(r"\bCRHPC_[A-Z]+\b", COMMANDS))
+
+
+def test_tests_that_run_once_are_there() -> None:
+    from conftest import PURE
+
+    assert all((ROOT / "tests" / path).exists() for path in PURE)
