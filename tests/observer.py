@@ -62,6 +62,7 @@ class _Names:
     def __init__(self, init: int) -> None:
         self.init = init
         self.known: dict[str, str] = {}
+        self.groups: dict[int, int] = {}
         self.unix = sockdiag.unix_sockets()
         rows = [row for protocol in (6, 17) for row in sockdiag.inet_sockets(protocol)]
         self.inet = {row.inode: row for row in rows if row.inode}
@@ -77,6 +78,14 @@ class _Names:
         if not rest or kind not in ("pipe", "socket"):
             return _named_otherwise(link, path) if _NAMELESS.fullmatch(link) else link
         return self.known.setdefault(link, f"{kind}:{first}")
+
+    def group(self, host: int) -> int | str:
+        """The pod's number of a terminal's foreground group."""
+        if not self.groups:
+            for pid in proc.descendants(self.init):
+                with suppress(OSError):
+                    self.groups[proc.stat(pid).pgrp] = proc.status(pid).inner("NSpgid")
+        return self.groups.get(host, "no terminal" if host == -1 else "gone")
 
     def sockets(self) -> Seen:
         """What sock_diag tells of the pod's sockets."""
@@ -118,7 +127,7 @@ def _task(host: int, names: _Names) -> Seen:
     pid = status.inner("NSpid")
     seen: Seen = {"state": "zombie" if stat.state == "Z" else "stopped" if stat.state == "T" else "runs",
                   "parent": _number(stat.ppid), "group": status.inner("NSpgid"), "session": status.inner("NSsid"),
-                  "terminal": stat.tty, "comm": stat.comm}
+                  "terminal": stat.tty, "foreground": names.group(stat.foreground), "comm": stat.comm}
     if stat.state == "Z":
         return seen | {"exit": stat.exit_code}
     seen |= {name: status.fields.get(name) for name in _STATUS}

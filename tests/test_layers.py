@@ -85,7 +85,8 @@ SHARED = {"crhpc.resources", "crhpc.resources.aside", "crhpc.resources.contents"
           "crhpc.resources.sharing",
           "crhpc.resources.connections", "crhpc.resources.tcprestore",
           "crhpc.resources.moved",
-          "crhpc.resources.sockets", "crhpc.resources.space", "crhpc.resources.stubs", "crhpc.resources.lineage"}
+          "crhpc.resources.sockets", "crhpc.resources.space", "crhpc.resources.stubs", "crhpc.resources.lineage",
+          "crhpc.resources.unsavable"}
 
 
 @pytest.mark.parametrize("path", KINDS, ids=relative)

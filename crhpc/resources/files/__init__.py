@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 from crhpc.errors import OtherMachine
 from crhpc.kernel import descriptors, pidfd, proc
 from crhpc.kernel.tracee import Tracee
-from crhpc.resources import Chapter, Cut, Kind, Phase, at
+from crhpc.resources import Chapter, Cut, Kind, Phase, at, unsavable
 from crhpc.resources.context import Dump, OpenFile, Restore, Task
 from crhpc.resources.sharing import SharedTable, sharers, threads_apart
 
@@ -110,9 +110,7 @@ class FilesKind(Kind):
     saved = ("descriptor tables; open files that descriptors share after dup, fork or a message; flags, offsets, "
              "close-on-exec, who gets SIGIO or SIGURG and which signal instead (F_SETOWN, F_SETSIG)")
     refused = (
-        ("anything that no section of this page names: sockets of netlink, packets, raw IP, vsock, Bluetooth, SCTP "
-         "and UDP-Lite, io_uring, performance events, fanotify, userfaultfd, BPF, KVM, GPUs and other devices",
-         "close it, or turn off what opens it"),
+        *unsavable.REFUSED,
         ("a thread with a descriptor table of its own", "run it without unshare(CLONE_FILES)"),
         ("a file system that the job serves itself (`/dev/fuse`)", "mount file systems of FUSE outside the job"),
         ("a file whose path is longer than 4095 bytes", "keep files in directories that are less deep"),
@@ -133,8 +131,8 @@ class FilesKind(Kind):
         for file in files.of_tasks():
             kind = next((kind for kind in kinds if kind.matches(file, ctx)), None)
             if kind is None:
-                raise ctx.refuse(f"descriptor {file.fd} ({_described(ctx, file)})", file.bearer,
-                                 "close it, or turn off what opens it")
+                what, cure = _described(ctx, file)
+                raise ctx.refuse(f"descriptor {file.fd} ({what})", file.bearer, cure)
             owners[file.id] = kind
             files.add_carried(file, kind.carried(file, ctx))
         ctx.open_files = {file.id: file for file in files.found}
@@ -286,13 +284,14 @@ def _find_or_insert(ordered: list[OpenFile], file: OpenFile) -> OpenFile:
     return file
 
 
-def _described(ctx: Dump, file: OpenFile) -> str:
-    """What a file is that no kind knows."""
+def _described(ctx: Dump, file: OpenFile) -> tuple[str, str]:
+    """What a file is that no kind knows, and how to do without."""
     if not modes.S_ISSOCK(file.stat.st_mode) or file.info.flags & O_PATH:
-        return file.link
+        return file.link, unsavable.cure_of_file(file.link)
     with socket.socket(fileno=os.dup(ctx.take(file.task, file.fd))) as sock:
         family = getattr(sock.family, "name", f"family {sock.family}")
-        return f"a socket of type {family}, {getattr(sock.type, 'name', sock.type)}, protocol {sock.proto}"
+        what = f"a socket of type {family}, {getattr(sock.type, 'name', sock.type)}, protocol {sock.proto}"
+        return what, unsavable.cure_of_socket(sock.family)
 
 
 def _file_row(ctx: Dump, file: OpenFile, kind: FileKind) -> File:
