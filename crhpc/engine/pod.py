@@ -14,7 +14,7 @@ from typing import Any
 
 from crhpc.channel import Channel, ChannelClosed, Message
 from crhpc.errors import CommandNotFound, NotAllowed
-from crhpc.kernel import directories, pidfd, proc
+from crhpc.kernel import directories, pidfd, proc, ptys
 from crhpc.kernel.libc import prctl
 from crhpc.kernel.namespaces import PR_SET_CHILD_SUBREAPER, clock_offsets
 from crhpc.resources.context import Pod
@@ -76,7 +76,8 @@ class PodProcess:
 
     def context(self, stdio: tuple[int, int, int]) -> Pod:
         """What kinds need to know of the pod."""
-        return Pod(self.pid, self.temporary, stdio=stdio)
+        found = tuple(ptys.settings_if_any(fd) for fd in stdio)
+        return Pod(self.pid, self.temporary, stdio=stdio, terminals=found)
 
     # -- requests ---------------------------------------------------------------------------------
     def request(self, message: Message, fds: tuple[int, ...] = ()) -> dict[str, Any]:

@@ -86,6 +86,14 @@ def settings(master: int) -> bytes:
     return fcntl.ioctl(master, _TCGETS2, bytes(SETTINGS.size))
 
 
+def settings_if_any(fd: int) -> bytes:
+    """Those of any terminal; empty where it is none."""
+    try:
+        return settings(fd)
+    except OSError:
+        return b""
+
+
 def change(master: int, wanted: bytes) -> None:
     fcntl.ioctl(master, _TCSETS2, wanted)
 

@@ -91,6 +91,8 @@ class Pod:
     shm: str = "/dev/shm"
     stdio: tuple[int, int, int] = (0, 1, 2)
     """The agent's copies of the user's standard streams."""
+    terminals: tuple[bytes, ...] = ()
+    """Of those that are terminals, the settings that the job found (struct termios2); empty for others."""
     redirects: Redirects = field(default_factory=Redirects)
     """Where addresses are now that the job had before it was restarted."""
 
