@@ -58,7 +58,8 @@ class MappedFilesKind(Kind):
         found = {}
         for task in ctx.tasks:
             for mapping in task.mappings:
-                if mapping.path not in found and backing_in(ctx, mapping) == FILE and not mapping.deleted:
+                if (mapping.path not in found and mapping.path != "/dev/zero" and not mapping.deleted
+                        and backing_in(ctx, mapping) == FILE):
                     found[mapping.path] = mapping.inode, task.pid, task.program
         # In the pod's own directories they are in the image themselves.
         ctx.state["mapped files"] = {path: who for path, who in found.items() if not ctx.pod.private(path)}

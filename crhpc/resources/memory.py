@@ -253,7 +253,7 @@ def _refuse_other_than_files(ctx: Restore, paths: set[str]) -> None:
         ImageDamaged: an image of ours names nothing else.
     """
     for path in paths:
-        if not path.startswith("/") or not ctx.pod.is_regular(path):
+        if path != "/dev/zero" and (not path.startswith("/") or not ctx.pod.is_regular(path)):
             raise ImageDamaged(image=ctx.image, what=f"{path!r} can't be mapped, it is no regular file")
 
 
