@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from crhpc.errors import FileGone, OtherBuild
 from crhpc.kernel import vdso
 from crhpc.resources import Chapter, Cut, Kind, Phase, at
+from crhpc.resources.contents import written_by_mapping
 from crhpc.resources.context import Dump, Restore
 from crhpc.resources.space import FILE, Vma, backing_in, by_name
 
@@ -61,8 +62,11 @@ class MappedFilesKind(Kind):
                 if (mapping.path not in found and mapping.path != "/dev/zero" and not mapping.deleted
                         and backing_in(ctx, mapping) == FILE):
                     found[mapping.path] = mapping.inode, task.pid, task.program
-        # In the pod's own directories they are in the image themselves.
-        ctx.state["mapped files"] = {path: who for path, who in found.items() if not ctx.pod.private(path)}
+        # In the pod's own directories they are in the image themselves; what the job writes to is brought back.
+        written = {shared.path for shared in ctx.objects.values() if written_by_mapping(shared)
+                   or any(file.info.flags & os.O_ACCMODE for file in shared.files)}
+        ctx.state["mapped files"] = {path: who for path, who in found.items()
+                                     if path not in written and not ctx.pod.private(path)}
 
     @at(Cut.LATER)
     def dump(self, ctx: Dump) -> None:
