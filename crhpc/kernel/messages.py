@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import array
 import contextlib
+import ctypes
+import errno
 import fcntl
 import os
 import socket
@@ -12,10 +14,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from crhpc.kernel import libc
+
 SO_PEEK_OFF = 42
 _ANY_SIZE = 1 << 20
 _MOST_DESCRIPTORS = 253
 _CREDENTIALS = struct.Struct("iII")
+_HEADER = struct.Struct("QIxxxxQQQQIxxxx")
+"""A msghdr (recvmsg(2))."""
 _ROOM = socket.CMSG_SPACE(4 * _MOST_DESCRIPTORS) + socket.CMSG_SPACE(_CREDENTIALS.size) + 256
 
 
@@ -74,8 +80,9 @@ def peek_messages(sock: socket.socket) -> list[Message]:
                     if datagrams:
                         raise EmptyMessage
                     return found
+                size = len(message.data)
                 found += _split(sock, offset, message) if sock.type == socket.SOCK_STREAM else [message]
-                offset += len(message.data)
+                offset += size
             return found
         except BaseException:
             for message in found:
@@ -209,20 +216,29 @@ def _peek(sock: socket.socket, offset: int, size: int) -> Message | None:
     return message
 
 
+def _in_front(sock: socket.socket, offset: int, size: int) -> int:
+    """How many bytes of a stream lie in front of the piece, the last of ``size``, that descriptors came with.
+
+    A look at fewer bytes would tell of them all the same: the kernel looks on for the next piece when it has given
+    all that it was asked for. But it gives nothing of a piece for which there is no room (unix_stream_read_generic).
+    """
+    sock.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, offset)
+    room = ctypes.create_string_buffer(size)
+    parts = ctypes.create_string_buffer(struct.pack("4Q", ctypes.addressof(room), size - 1, 0, 1))   # the last nowhere
+    header = ctypes.create_string_buffer(_HEADER.pack(0, 0, ctypes.addressof(parts), 2, 0, 0, 0))
+    try:
+        return libc.syscall("recvmsg", sock.fileno(), header, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except OSError as error:
+        if error.errno != errno.EFAULT:
+            raise
+        return 0   # it is the first
+
+
 def _split(sock: socket.socket, offset: int, message: Message) -> list[Message]:
     """A stream's bytes in front of those that came with descriptors, and those: whoever reads less gets none."""
     if not message.fds:
         return [message]
-    low, high = 0, len(message.data) - 1   # the first byte that carries them lies in [low, high]
-    while low < high:
-        middle = (low + high) // 2
-        part = _peek(sock, offset, middle + 1)
-        assert part is not None
-        if part.fds:
-            high = middle
-        else:
-            low = middle + 1
-        close_all(part)
+    low = _in_front(sock, offset, len(message.data))
     front = Message(message.data[:low], message.sender, [], message.pid, message.uid, message.gid)
     message.data = message.data[low:]
     return [front, message] if front.data else [message]
