@@ -448,3 +448,4 @@ class ShardWriter:
     def _stop_threads(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=self._error is not None)
         self._writing.shutdown(wait=True, cancel_futures=self._error is not None)
+        self._free.clear()   # whoever still knows the writer does not keep its memory
