@@ -91,8 +91,18 @@ def comes_back(program: Path, script: str) -> None:
             subject.close()
 
 
+def _with_ends(expected: str, got: str) -> str:
+    pairs = zip(expected.split(" "), got.split(" "), strict=False)
+    return " ".join(a if (a, b) == ("?", "b93a0c83") else b for a, b in pairs) if " memory " in got else got
+
+
 def same(expected: list[str], got: list[str]) -> None:
-    """But for what is told of processes that have ended: nobody can be one of them again."""
+    """But for two things that docs/kinds.md tells of.
+
+    Nobody can be a process again that has ended; and a private mapping of a file without a name comes back as anonymous
+    memory, with zeros (b93a0c83) behind what was the file's end.
+    """
+    got = [_with_ends(a, b) for a, b in zip(expected, got, strict=False)] + got[len(expected):]
     forgotten = [re.sub(r" of (\d+)", f" of {_ENDED}", b) if _ENDED in a else b
                  for a, b in zip(expected, got, strict=False)]
     expected = [re.sub(r" of (\d+)", f" of {_ENDED}", a) if _ENDED in a else a for a in expected]
