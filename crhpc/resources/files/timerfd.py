@@ -129,13 +129,13 @@ def _ahead(clock: int, flags: int, of: Callable[[str], int]) -> int:
 
 
 def _start(fd: int, record: Timerfd, until: int) -> None:
-    """Set a timer, with all that it has fired so far; again, where it fired just in between.
+    """Set a timer, with all that it has fired; again where it fired in between, but not for ever: some fire faster.
 
     Args:
         until: as the record's, by this process's clock.
     """
     clock, flags = record.clock, record.settime_flags
-    while True:
+    for _attempt in range(_LOOKS):
         now, ticks, left = _now(clock, flags), record.ticks, 0
         if record.until >= 0:
             left = until - now
