@@ -100,6 +100,10 @@ class Watch:
             ptrace.syscall(tid)
             return False
         if number != SYSCALL_STOP and event(status) == 0:
+            if _ignores(watched.tracee.pid, number):   # which stops a thread that is traced, and nothing else
+                ptrace.interrupt(tid)
+                ptrace.cont(tid, 0)
+                return False
             self._end(watched, watched.call.moved or watched.ended)
             ptrace.interrupt(tid)
             ptrace.cont(tid, number)
