@@ -367,7 +367,7 @@ class _Maker:
         for sock in [*self.far.values(), *(sock for sock, _ in self.stand_ins.values())]:
             sock.close()
         for row in self.rows:
-            if row.shutdown and not row.listening:
+            if row.shutdown:   # of a listener, too: it takes no more connections
                 with contextlib.suppress(OSError):
                     self.made[row.id].shutdown((socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR)[row.shutdown - 1])
             set_options(self.made[row.id], row.options)
