@@ -148,7 +148,7 @@ static int socket_step(int letter, int a, int b, int c)
 	case 's': if (fd >= 0) send_some(fd, b, -1); break;
 	case 'R': if (fd >= 0) send_some(fd, c, nth_fd(b)); break;
 	case 'q': if (fd >= 0) receive_some(fd, b); break;
-	case 'h': if (fd >= 0) shutdown(fd, b % 3), usleep(1000); break;
+	case 'h': if (fd >= 0 && (!is_tcp(fd) || stream_of(fd, 0))) shutdown(fd, b % 3), usleep(1000); break;
 	case 'O': if (fd >= 0) set_some_option(fd, b, c); break;
 	default: return 0;
 	}
