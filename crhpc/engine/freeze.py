@@ -86,15 +86,20 @@ class _Freezer:
         more = False
         for pid in proc.descendants(self.init):
             threads = self.known.setdefault(pid, {})
-            for tid in proc.threads(pid) or [pid]:
-                if tid in threads:
-                    continue
+            # A signal that is ignored is kept where the thread that it is for is traced, and may end the call of one
+            # that is not. So all are traced before the first is stopped, the leader, for whom most signals are, last.
+            new = [tid for tid in reversed(proc.threads(pid) or [pid]) if tid not in threads]
+            for tid in new:
                 if self._seize(pid, tid):
                     threads[tid] = False
                     more = True
                 elif tid not in self.gone:
                     self.gone.add(tid)
                     more = True
+            for tid in new:
+                with contextlib.suppress(ProcessLookupError):   # its end is ours to be told of
+                    if tid in threads:
+                        ptrace.interrupt(tid)
         return more
 
     def _seize(self, pid: int, tid: int) -> bool:
@@ -103,7 +108,6 @@ class _Freezer:
             try:
                 if tid not in watch:
                     ptrace.seize(tid, ptrace.O_TRACESYSGOOD)
-                ptrace.interrupt(tid)
                 return True
             except ProcessLookupError:
                 return False

@@ -251,12 +251,18 @@ class Watch:
         """At the entry to the call signals may come again; from here on it is as if it had always been in it."""
         tid = watched.tracee.tid
         status = wait(tid)
+        if status is not None and event(status) == ptrace.EVENT_STOP and os.WSTOPSIG(status) == signal.SIGTRAP:
+            ptrace.syscall(tid)   # the freeze had asked for a stop where it stood already
+            status = wait(tid)
         assert status is not None
         ptrace.set_signal_mask(tid, watched.mask)
         if os.WSTOPSIG(status) == SYSCALL_STOP:
             ptrace.syscall(tid)
             self._watched[tid] = watched
-        else:   # SIGSTOP, which can't be blocked
+        else:   # SIGSTOP, which can't be blocked; it is as if that had come in the call
+            registers = ptrace.get_registers(tid)
+            registers.rip, registers.orig_rax = registers.rip + 2, watched.call.number
+            ptrace.set_registers(tid, registers)
             self._end(watched, watched.call.moved or -calls.ERESTARTNOHAND)
             ptrace.detach(tid, os.WSTOPSIG(status) if event(status) == 0 else 0)
 
