@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from crhpc import log
+from crhpc import log, remoteshell
 from crhpc.channel import Channel, ChannelClosed, Message
 from crhpc.coordinator.coordinator import Coordinator
 from crhpc.coordinator.endpoints import Connection
@@ -24,7 +24,8 @@ from crhpc.coordinator.member import Member
 from crhpc.coordinator.protocol import Transport
 from crhpc.coordinator.transport import MpiTransport
 from crhpc.engine.node import Node
-from crhpc.errors import EXIT_INTERNAL, CrhpcError
+from crhpc.errors import EXIT_INTERNAL, EXIT_LOST, CrhpcError, ImageDamaged
+from crhpc.heartbeat import Pulse
 from crhpc.image.commit import commit
 from crhpc.image.format import (
     ShardSummary,
@@ -34,6 +35,7 @@ from crhpc.image.format import (
     new_temporary,
     read_manifest,
 )
+from crhpc.remoteshell import RemoteShell
 
 _log = log.logger(__name__)
 
@@ -74,6 +76,9 @@ class Agent:
         self.node: Node | None = None
         self.member: Member | None = None
         self.coordinator: Coordinator | None = None
+        self.shell: RemoteShell | None = None
+        self.hosts: list[str] = []
+        """Of all ranks, by the names that the user gave."""
         self.wait_all = False
         self.over = False
         self._woken, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -88,6 +93,8 @@ class Agent:
                 sources[self.supervisor.fileno()] = self._from_supervisor
             if self.node is not None and self.node.pod is not None:
                 sources[self.node.pod.fileno()] = self._from_pod
+            if self.shell is not None:
+                sources[self.shell.fileno()] = self.shell.serve
             ready, _, _ = select.select(list(sources), [], [], self._timeout())
             for fd in ready:
                 if not self.over and fd in sources:
@@ -134,13 +141,39 @@ class Agent:
         if received is None:
             return False
         source, message = received
-        if "re" in message:
+        if message.get("op") == "leave":
+            self.over = True
+        elif "event" in message:
+            self._on_event(source, message)
+        elif "re" in message:
             assert self.coordinator is not None
             self.coordinator.receive(source, message)
         else:
-            assert self.member is not None
-            self.member.serve(source, message)
+            member = self.member or self._join(message)
+            member.serve(source, message)
         return True
+
+    def _join(self, message: Message) -> Member:
+        """Make what carries out orders; on the first node by the supervisor's, elsewhere by the coordinator's."""
+        self.node = Node(self.transport.rank, memory=message["memory"], level=message["level"],
+                         warn=lambda text: self._tell({"event": "warning", "text": text}))
+        self.member = Member(self.node, self.transport, self._wake)
+        return self.member
+
+    def _tell(self, event: Message) -> None:
+        """Say something to the supervisor, if need be through the first rank."""
+        if self.transport.rank:
+            self.transport.send(0, event)
+        else:
+            self._on_event(0, event)
+
+    def _on_event(self, source: int, event: Message) -> None:
+        if event["event"] == "warning":
+            self._report({"op": "warning", "text": event["text"]})
+        else:
+            where = f" on {self.hosts[source]}" if source else ""
+            self._report({"op": "failed", "error": event["error"] + where, "code": EXIT_INTERNAL})
+            self._end()
 
     def _drain_wake(self) -> None:
         os.read(self._woken, 4096)
@@ -180,40 +213,62 @@ class Agent:
             case "signal" if self.coordinator is not None:
                 self.coordinator.signal(message["signal"], group=message["group"])
             case "status" if self.coordinator is not None:
-                self._report({**self.coordinator.status([socket.gethostname()]), "id": message["id"]})
+                self._report({**self.coordinator.status(self.hosts), "id": message["id"]})
             case "kill":
                 self._end()
 
     def _begin(self, message: Message, fds: list[int]) -> None:
         """Start or restart the job; where that fails, say so and end."""
         self.wait_all = message["wait_all"]
-        self.node = Node(self.transport.rank, memory=message["memory"], level=message["level"],
-                         warn=lambda text: self._report({"op": "warning", "text": text}))
-        self.member = Member(self.node, self.transport, self._wake)
-        self.member.stdio = (fds[0], fds[1], fds[2])
+        self._join(message).stdio = (fds[0], fds[1], fds[2])
         self.coordinator = Coordinator(self.transport, ImageStore(), self._report, self._turn, self._wake)
+        self.hosts = message["hosts"] or [socket.gethostname()]
         try:
+            joined = self.coordinator.join(memory=message["memory"], level=message["level"])
             if message["op"] == "start":
-                started = self.coordinator.start(message, temporary_directory(message))
+                started = self._start(message, joined)
             elif message.get("dry_run"):
                 self._report(self.coordinator.check(message))
                 self._end()
                 return
             else:
                 started = self.coordinator.restart(message)
+                self._reopen_shell(message["image"])
         except CrhpcError as error:
             self._report({"op": "failed", "error": str(error), "code": error.code})
             self._end()
             return
         self._report(started)
 
+    def _start(self, message: Message, joined: dict[int, Message]) -> Message:
+        assert self.coordinator is not None
+        temporary = temporary_directory(message)
+        if not joined:
+            return self.coordinator.start(message, temporary)
+        slots = [len(message["cpus"]), *(joined[rank]["cpus"] for rank in sorted(joined))]
+        files, variables = remoteshell.prepare(temporary, self.hosts, slots)
+        self.shell = RemoteShell(files[remoteshell.FILE]["text"], self.hosts, self.coordinator.order)
+        return self.coordinator.start({**message, "env": {**message["env"], **variables}}, temporary, files)
+
+    def _reopen_shell(self, image: str) -> None:
+        """Where the job's remote shell comes to, as before."""
+        if len(self.hosts) < 2 or self.node is None or self.node.pod is None or self.coordinator is None:
+            return
+        path = Path(self.node.pod.temporary, remoteshell.FILE)
+        try:
+            self.shell = RemoteShell(path.read_text(encoding="ascii"), self.hosts, self.coordinator.order)
+        except (OSError, ValueError) as error:
+            raise ImageDamaged(image=image, what=f"{path}: {error}") from None
+
     # -- the pod ----------------------------------------------------------------------------------
     def _from_pod(self) -> None:
         assert self.node is not None and self.node.pod is not None
         event = self.node.pod.read_event()
         if event is None:
-            self._report({"op": "failed", "error": "the pod's first process ended unexpectedly", "code": EXIT_INTERNAL})
-            self._end()
+            self.node.end()
+            self._tell({"event": "failed", "error": "the pod's first process ended unexpectedly"})
+        elif self.transport.rank:   # the job is over when its command is, which is on the first node
+            return
         elif event["op"] == "exited" and event["pid"] == self.node.root:
             self.node.root_status = event["status"]
             if not self.wait_all:
@@ -240,6 +295,10 @@ class Agent:
     def _finish(self) -> None:
         if self.coordinator is not None:
             self.coordinator.end()
+            for rank in self.coordinator.others:
+                self.transport.send(rank, {"op": "leave"})
+        if self.shell is not None:
+            self.shell.close()
         if self.member is not None:
             self.member.close()
 
@@ -272,8 +331,15 @@ def main() -> int:
         signal.signal(number, signal.SIG_IGN)
     log.configure()
     transport = MpiTransport()
+    pulse = None
+    if monitor := os.environ.get("CRHPC_MONITOR"):
+        # With this process its pod ends, whatever it is about to do.
+        pulse = Pulse(monitor, transport.rank, os.environ["CRHPC_SECRET"], float(os.environ["CRHPC_PATIENCE"]),
+                      lambda: os._exit(EXIT_LOST))
     supervisor = connect_to_supervisor(transport.rank, transport.size) if transport.rank == 0 else None
     Agent(transport, supervisor).run()
+    if pulse is not None:
+        pulse.stop()
     return 0
 
 

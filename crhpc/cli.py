@@ -10,6 +10,7 @@ import json
 import math
 import os
 import shutil
+import socket
 import sys
 import time
 import traceback
@@ -18,11 +19,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from crhpc import __version__, doctor, errors, log, resume, tables
+from crhpc import __version__, doctor, errors, hosts, log, resume, tables
 from crhpc.client import ask_checkpoint, ask_status
 from crhpc.filepolicy import FilePolicy, Files, check_moved, moved_path
+from crhpc.heartbeat import SECONDS
 from crhpc.image.format import LEVEL, MANIFEST, read_manifest, remove_stale_temporaries
 from crhpc.jobdir import DEFAULT, JobDirectory, JobState, Status, unwritable
+from crhpc.launch import ALONE, Launch
 from crhpc.progress import Report, checkpoint_line, duration, plain, plural, size
 from crhpc.supervisor import Options, Supervisor, Task
 from crhpc.verify import verify_apart
@@ -93,8 +96,21 @@ def _restart(directory: JobDirectory, image: resume.Found, found: Sequence[resum
 
 def _supervise(directory: JobDirectory, task: Task, args: argparse.Namespace, report: Report) -> int:
     options = Options(every=args.every, keep=args.keep, wait_all=args.wait_all, memory=args.memory,
-                      level=args.level, policy=_policy(args), dry_run=args.dry_run)
+                      level=args.level, policy=_policy(args), dry_run=args.dry_run, launch=_launch(args))
     return Supervisor(directory, task, options, report).run()
+
+
+def _launch(args: argparse.Namespace) -> Launch:
+    """Where the agents run; this host's is the first."""
+    listed = hosts.read_file(args.hostfile) if args.hostfile else hosts.parse(args.hosts or "")
+    if not listed:
+        return ALONE
+    first = hosts.index_of_this(listed)
+    if first is None:
+        raise errors.Usage(what=f"this host, {socket.gethostname()}, is none of {', '.join(h.name for h in listed)}. "
+                                "Cure: start crhpc on one of them")
+    names = (listed[first].name, *(host.name for host in listed if host is not listed[first]))
+    return Launch(names, args.launcher, patience=args.heartbeat)
 
 
 def _policy(args: argparse.Namespace) -> FilePolicy:
@@ -331,6 +347,10 @@ def _add_job_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--wait-all", action="store_true",
                      help="the job is over when its last process ends, not when COMMAND does")
     sub.add_argument("-v", "--verbose", action="store_true", help="a line for each checkpoint")
+    sub.add_argument("--hosts", metavar="LIST", help=argparse.SUPPRESS)
+    sub.add_argument("--hostfile", type=Path, metavar="FILE", help=argparse.SUPPRESS)
+    sub.add_argument("--launcher", default="mpiexec", metavar="mpiexec|srun|ssh|PROGRAM", help=argparse.SUPPRESS)
+    sub.add_argument("--heartbeat", type=seconds, default=SECONDS, metavar="SECONDS", help=argparse.SUPPRESS)
     sub.add_argument("--memory", type=count_of_bytes, default="256M", metavar="SIZE",
                      help="what an agent may use beside the job (%(default)s)")
     sub.add_argument("--level", type=int, default=LEVEL, metavar="N", help="of zstd's compression (%(default)s)")

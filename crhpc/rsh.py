@@ -53,7 +53,8 @@ def ask(file: str, host: str, command: str) -> list[int]:
         agent = json.load(content)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.connect("\0" + agent["socket"])
-        body = json.dumps({"op": "spawn", "secret": agent["secret"], "host": host, "command": command}).encode("ascii")
+        body = json.dumps({"op": "spawn", "secret": agent["secret"], "host": host, "command": command,
+                           "env": dict(os.environ)}).encode("ascii")
         sock.sendall(_LENGTH.pack(len(body)) + body)
         head, fds, _, _ = socket.recv_fds(sock, _LENGTH.size, 3)
         if len(head) < _LENGTH.size:

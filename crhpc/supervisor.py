@@ -27,8 +27,9 @@ from typing import Any
 from crhpc import errors
 from crhpc.channel import Channel, ChannelClosed, Message
 from crhpc.filepolicy import FilePolicy
+from crhpc.heartbeat import Monitor, address_towards
 from crhpc.jobdir import JobDirectory, JobState, Status
-from crhpc.launch import Child, Peer, launch_agents
+from crhpc.launch import ALONE, Child, Launch, Peer, launch_agents
 from crhpc.progress import Report, checkpoint_line, duration, ended, plain, plural
 from crhpc.requests import Requests
 from crhpc.retention import Retention
@@ -53,6 +54,7 @@ class Options:
     policy: FilePolicy = field(default_factory=FilePolicy)
     dry_run: bool = False
     """Only find out what a restart would do."""
+    launch: Launch = ALONE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +85,7 @@ class Supervisor:
         self._agents: Child | None = None
         self._checker: Child | None = None
         self._checking: Checking | None = None
+        self._monitor: Monitor | None = None
         self._agent: Channel | None = None
         self._agent_process: Peer | None = None
         self._agent_host = socket.gethostname()
@@ -124,11 +127,14 @@ class Supervisor:
             self._deadline[1]()
         if self._checking is not None and time.monotonic() >= self._checking.expires:
             self._verified()
+        if self._monitor is not None and time.monotonic() >= self._monitor.due:
+            self._listen_for_life()
         self._requests.expire()
 
     def _timeout(self) -> float | None:
         times = [self._requests.next_expiry(), self._deadline[0] if self._deadline else None,
-                 self._checking.expires if self._checking else None]
+                 self._checking.expires if self._checking else None,
+                 self._monitor.due if self._monitor is not None else None]
         waits = [moment - time.monotonic() for moment in times if moment is not None]
         return max(0.0, min(waits)) if waits else None
 
@@ -147,7 +153,13 @@ class Supervisor:
 
     # -- children -----------------------------------------------------------------------------------
     def _launch(self) -> None:
-        self._agents = agents = launch_agents(os.environ, self._name, self._secret)
+        launch = self._options.launch
+        if len(launch.hosts) > 1:
+            address = address_towards(launch.hosts[1])
+            self._monitor = Monitor(address, self._secret, len(launch.hosts), launch.patience)
+            self._watch(self._monitor, self._listen_for_life)
+            launch = replace(launch, monitor=self._monitor.name)
+        self._agents = agents = launch_agents(os.environ, self._name, self._secret, launch)
         self._watch(agents.output, lambda: self._drain(agents, lambda: None))
         self._watch(agents.pidfd, self._launcher_ended)
         self._deadline = (time.monotonic() + HELLO_SECONDS, self._no_hello)
@@ -164,6 +176,12 @@ class Supervisor:
         checking.finish()
         if self._agent is not None:
             self._send(self._order(), fds=(0, 1, 2))
+
+    def _listen_for_life(self) -> None:
+        lost = self._monitor.turn() if self._monitor is not None else []
+        if lost and self._result is None:
+            self._agent_host = self._options.launch.hosts[lost[0]]
+            self._agent_lost(f"no sign of life for {duration(self._options.launch.patience)}")
 
     def _drain(self, child: Child, at_end: Callable[[], None]) -> None:
         if not child.drain():
@@ -187,12 +205,16 @@ class Supervisor:
         raise errors.LaunchFailed(launcher=Path(self._agents.argv[0]).name, why=why,
                                   cure="`crhpc doctor` checks MPI, and CRHPC_MPIEXEC names another mpiexec")
 
-    def _agent_lost(self) -> None:
+    def _agent_lost(self, why: str = "") -> None:
         assert self._agents is not None
         self._let_agent_go()
+        if self._monitor is not None:
+            self._monitor.close()   # the other agents end, too
+            self._unwatch(self._monitor)
+            self._monitor = None
         self._agents.end(_EOF_SECONDS)
         status = self._agents.wait(0)
-        why = "the connection to it broke" if status is None else f"its launcher ended with {ended(status)}"
+        why = why or ("the connection to it broke" if status is None else f"its launcher ended with {ended(status)}")
         if self._running:
             self._record_end(Status.FAILED, None)
         self._quote_agents()
@@ -273,7 +295,8 @@ class Supervisor:
         directory = str(self._directory.path)
         common = {**asdict(self._options), "directory": directory, "umask": _umask(), "ignored": ignored(),
                   "cpus": sorted(os.sched_getaffinity(0))}
-        for name in ("keep", "policy", "dry_run"):   # the agents only add images; a start has nothing to bring back
+        common["hosts"] = list(self._options.launch.hosts)
+        for name in ("keep", "policy", "dry_run", "launch"):   # the agents only add images; a start brings nothing back
             del common[name]
         if self._task.image is not None:
             return {"op": "restart", "image": str(self._task.image), "policy": self._options.policy.to_message(),
@@ -449,6 +472,8 @@ class Supervisor:
             self._agents.close()
         if self._agent_process is not None:
             self._agent_process.end(_EOF_SECONDS)
+        if self._monitor is not None:
+            self._monitor.close()
         self._selector.close()
 
 

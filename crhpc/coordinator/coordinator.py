@@ -122,8 +122,11 @@ class Coordinator:
             self._replies[reply["re"]][source] = reply
 
     # -- start and restart ------------------------------------------------------------------------
-    def start(self, message: Message, temporary: str) -> Message:
+    def start(self, message: Message, temporary: str, files: dict[str, Any] | None = None) -> Message:
         """Start a new job on the first node.
+
+        Args:
+            files: for its directory for temporary files on every node.
 
         Raises:
             CrhpcError: it can't be started.
@@ -131,8 +134,19 @@ class Coordinator:
         self._configure(message, message["job"])
         command = {name: message.get(name) for name in ("argv", "env", "cwd", "umask", "ignored", "cpus")}
         began = time.monotonic()
-        replies = self.order(Op.START, [0], command=command, temporary=temporary)
+        if self.others:   # their pods are there when the command wants to start something in them
+            self.order(Op.START, self.others, command=None, temporary=temporary, files=files or {})
+        replies = self.order(Op.START, [0], command=command, temporary=temporary, files=files or {})
         return self._started(replies, began, None)
+
+    @property
+    def others(self) -> list[int]:
+        """The ranks beside this one."""
+        return list(range(1, self.transport.size))
+
+    def join(self, **settings: Any) -> dict[int, Message]:
+        """Have the other ranks make their members; what they say of their nodes (cpus)."""
+        return self.order(Op.JOIN, self.others, **settings)
 
     def check(self, message: Message) -> Message:
         """Find out what a restart would do; nothing is made.

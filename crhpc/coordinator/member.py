@@ -1,6 +1,7 @@
 """A member: carries the coordinator's orders to its node and its answers back."""
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -69,7 +70,12 @@ class Member:
         node = self.node
         pod = order.get("pods", {}).get(str(self._transport.rank), {})
         actions: dict[Op, Callable[[], Message | None]] = {
-            Op.START: lambda: {**node.start(order["command"], self.stdio, order["temporary"])},
+            Op.JOIN: lambda: {"cpus": len(os.sched_getaffinity(0))},
+            Op.START: lambda: {**node.start(order["command"], self.stdio, order["temporary"],
+                                            order.get("files", {}))},
+            Op.LISTEN: lambda: {"port": node.listen(order["address"])},
+            Op.SPAWN: lambda: {"pid": node.spawn(order["command"], order["env"],
+                                                 [(host, port) for host, port in order["peers"]])},
             Op.PRECOPY: lambda: node.precopy(order["directory"]),
             Op.FREEZE: lambda: {"tasks": node.freeze()},
             Op.CUT: lambda: {"ends": node.cut(), "pod": node.describe()},

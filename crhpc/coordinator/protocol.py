@@ -6,7 +6,9 @@ below is a barrier.
 
 ::
 
-    a new job       START ──▶ a pod on the first node, the command in it
+    a new job       START ──▶ a pod on every node, the command in the first one
+    remote shell    LISTEN ──▶ the node that a command shall run on expects connections
+                    SPAWN ───▶ the command runs there, its streams are the connections
     a checkpoint    PRECOPY ─▶ shards opened                                        job runs
                     FREEZE ──▶ every thread of every pod stands still             ┐
                     CUT ─────▶ dumped to memory and page log; the ends of          │ job stands still
@@ -36,7 +38,10 @@ Message = dict[str, Any]
 class Op(enum.StrEnum):
     """The orders, in the sequence in which they come."""
 
+    JOIN = "join"
     START = "start"
+    LISTEN = "listen"
+    SPAWN = "spawn"
     PRECOPY = "precopy"
     FREEZE = "freeze"
     CUT = "cut"
@@ -56,7 +61,10 @@ class Op(enum.StrEnum):
 class NodeDoor(Protocol):
     """A node's share of the job, as the engine offers it; see crhpc/engine/node.py."""
 
-    def start(self, command: dict[str, Any], stdio: tuple[int, int, int], temporary: str) -> dict[str, int]: ...
+    def start(self, command: dict[str, Any] | None, stdio: tuple[int, int, int], temporary: str,
+              files: dict[str, dict[str, Any]]) -> dict[str, int]: ...
+    def listen(self, address: str) -> int: ...
+    def spawn(self, command: str, environment: dict[str, str], peers: list[tuple[str, int]]) -> int: ...
     def precopy(self, directory: str) -> None: ...
     def freeze(self) -> int: ...
     def cut(self) -> list[dict[str, Any]]: ...

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import resource
 import select
@@ -28,6 +29,8 @@ from crhpc.kernel.namespaces import (
     mount,
     write_file,
 )
+
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
 def enter_namespaces(spec: Message) -> None:
@@ -62,6 +65,20 @@ def mount_own(spec: Message) -> None:
         mount("/dev/pts/ptmx", "/dev/ptmx", flags=MS_BIND)
     if spec.get("hostname"):
         namespaces.set_hostname(spec["hostname"])
+    if spec.get("boot_id"):
+        _set_boot_id(spec["boot_id"], spec["temporary"])
+
+
+def _set_boot_id(value: str, place: str) -> None:
+    """MPIs tell machines apart by it, so it goes with the pod to another machine."""
+    with open(_BOOT_ID, encoding="ascii") as file:
+        if file.read().strip() == value:
+            return
+    path = os.path.join(place, ".boot_id")
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o444), "w", encoding="ascii") as file:
+        file.write(f"{value}\n")
+    mount(path, _BOOT_ID, flags=MS_BIND)
+    os.unlink(path)
 
 
 class Init:
@@ -116,8 +133,10 @@ class Init:
                 os.close(fd)
 
     def _start(self, message: Message, fds: list[int]) -> tuple[dict[str, Any], list[int]]:
-        """Start the job's command with the user's three streams."""
-        reader, writer = os.pipe2(os.O_CLOEXEC)
+        """Start a command with the descriptors that came along as its 0, 1, 2...: the job's own, or beside it."""
+        reader, low = os.pipe2(os.O_CLOEXEC)
+        writer = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, len(fds))   # out of their way
+        os.close(low)
         pid = os.fork()
         if pid == 0:
             os.close(reader)
@@ -129,7 +148,8 @@ class Init:
             os.waitpid(pid, 0)
             number, _, what = os.fsdecode(problem).partition(" ")
             raise OSError(int(number), os.strerror(int(number)), what)
-        self.root = pid
+        if message.get("root", True):
+            self.root = pid
         return {"pid": pid}, [libc.syscall("pidfd_open", pid, 0)]
 
     def _fork(self, message: Message, fds: list[int]) -> tuple[dict[str, Any], list[int]]:
@@ -194,7 +214,7 @@ def _exec(message: Message, fds: list[int], problems: int) -> None:
             os.dup2(fd, target)
         os.set_inheritable(problems, False)
         keep = problems
-        os.closerange(3, keep)
+        os.closerange(len(fds), keep)
         os.closerange(keep + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         what = message["cwd"]
         os.chdir(what)

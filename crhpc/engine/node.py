@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from crhpc.engine import freeze as freezing
+from crhpc.engine.doorway import Doorway
 from crhpc.engine.dump import cut, survey, write_tables, write_tree
 from crhpc.engine.pod import PodProcess
 from crhpc.engine.redirect import Redirector
@@ -59,6 +60,9 @@ class Node:
         self.root_status: int | None = None
         """Its wait status once it has ended, while others of the job may go on."""
         self.steps = Steps()
+        self._doorway = Doorway()
+        self._names: dict[str, str] = {}
+        """What the pod is called, wherever it is: of the node where it began."""
         self._remembered: dict[str, Any] = {}
         self._writer: ShardWriter | None = None
         self._frozen: freezing.Frozen | None = None
@@ -68,23 +72,59 @@ class Node:
         self._redirector: Redirector | None = None
 
     # -- a new job --------------------------------------------------------------------------------
-    def start(self, command: dict[str, Any], stdio: tuple[int, int, int], temporary: str) -> dict[str, int]:
+    def start(self, command: dict[str, Any] | None, stdio: tuple[int, int, int], temporary: str,
+              files: dict[str, dict[str, Any]]) -> dict[str, int]:
         """Make a pod and start a command in it; its ids.
 
         Args:
-            command: argv, env, cwd, umask, cpus, ignored signals.
+            command: argv, env, cwd, umask, cpus, ignored signals; None where the pod waits for ``spawn``.
             temporary: the pod's directory for temporary files.
+            files: what is put there, by name: text and mode.
 
         Raises:
             NotAllowed: the system refuses the pod.
             CommandNotFound: the command can't be run.
         """
-        self.pod = PodProcess(temporary, hostname=socket.gethostname())
+        self._names = {"hostname": socket.gethostname(), "boot_id": _boot_id()}
+        self.pod = PodProcess(temporary, hostname=self._names["hostname"], boot_id=self._names["boot_id"])
         self.context = self.pod.context(stdio)
-        environment = {**command["env"], "TMPDIR": temporary}
-        self.root, self.root_host = self.pod.start({**command, "env": environment}, stdio)
+        for name, file in files.items():
+            with open(os.open(os.path.join(temporary, name), os.O_WRONLY | os.O_CREAT | os.O_EXCL, file["mode"]), "w",
+                      encoding="utf-8") as out:
+                out.write(file["text"])
+        if command is not None:
+            environment = {**command["env"], "TMPDIR": temporary}
+            self.root, self.root_host = self.pod.start({**command, "env": environment}, stdio)
         _allow_many_descriptors()
-        return {"pid": self.root, "host_pid": self.root_host, "tasks": 1}
+        return {"pid": self.root, "host_pid": self.root_host, "tasks": int(command is not None)}
+
+    def listen(self, address: str) -> int:
+        """Expect connections of another node to a command that will be spawned; the port.
+
+        Raises:
+            NotAllowed: this is not an address of the node's.
+        """
+        return self._doorway.open(address)
+
+    def spawn(self, command: str, environment: dict[str, str], peers: list[tuple[str, int]]) -> int:
+        """Start a command line of the job's remote shell; its pid in the pod.
+
+        Args:
+            peers: where the connections to its streams come from: standard input and output, standard error, and the
+                one over which its exit status goes.
+
+        Raises:
+            CrhpcError: they don't come, or there is no shell.
+        """
+        assert self.pod is not None
+        with self._doorway.taken(peers) as (both, errors, status):
+            place = environment.get("HOME", "/")
+            # Who only left a daemon behind is over: that has the streams, but not the status.
+            line = f"( {command}\n) 3>&-; echo $? >&3"
+            return self.pod.start({"argv": ["/bin/sh", "-c", line], "root": False, "umask": 0o022,
+                                   "cwd": place if os.path.isdir(place) else "/",
+                                   "env": {**environment, "TMPDIR": self.pod.temporary}},
+                                  (both, both, errors, status))[0]
 
     # -- checkpoint -------------------------------------------------------------------------------
     def precopy(self, directory: str) -> None:
@@ -178,8 +218,7 @@ class Node:
         ahead = {name: self.pod.clock_offset(name) for name in ("monotonic", "boottime")}
         monotonic, boottime = time.clock_gettime(time.CLOCK_MONOTONIC), time.clock_gettime(time.CLOCK_BOOTTIME)
         return {"temporary": self.pod.temporary, "root": self.root, "root_status": self.root_status,
-                "hostname": socket.gethostname(),
-                "monotonic": monotonic + ahead["monotonic"], "boottime": boottime + ahead["boottime"],
+                **self._names, "monotonic": monotonic + ahead["monotonic"], "boottime": boottime + ahead["boottime"],
                 "last_pid": int(self.pod.request({"op": "read", "path": "/proc/sys/kernel/ns_last_pid"})["text"])}
 
     # -- restart ----------------------------------------------------------------------------------
@@ -216,7 +255,9 @@ class Node:
             self._image = Image(image)
             _check_description(image, described)
             files = FilePolicy.from_message(policy or {})
+            self._names = {name: described[name] for name in ("hostname", "boot_id")}
             self.pod = PodProcess(files.path(described["temporary"]), hostname=described["hostname"],
+                                  boot_id=described["boot_id"],
                                   clocks={"monotonic": described["monotonic"], "boottime": described["boottime"]})
             self.context = self.pod.context(stdio)
             self.root, self.root_status = described["root"], described["root_status"]
@@ -297,6 +338,7 @@ class Node:
         """End every process of the pod; one that is frozen does not run again."""
         self._frozen = None
         self.abort()
+        self._doorway.close()
         if self._rebuilding is not None:
             self._rebuilding.close()
             self._rebuilding = None
@@ -347,10 +389,11 @@ _TOLD = 200
 _TEMPORARY = re.compile(r"/(?:[^/\0]+/)*crhpc-[0-9a-z]{6,32}", re.ASCII)
 _MOST_PIDS = 1 << 22
 """PID_MAX_LIMIT of 64-bit kernels."""
-_DESCRIPTION: dict[str, Callable[[Any], bool]] = {
+_DESCRIPTION: dict[str, Callable[[Any], object]] = {
     "temporary": lambda value: isinstance(value, str),
     "hostname": lambda value: isinstance(value, str),
-    "root": lambda value: isinstance(value, int) and 0 < value < _MOST_PIDS,
+    "boot_id": lambda value: isinstance(value, str) and re.fullmatch(r"[0-9a-f-]{36}", value, re.ASCII),
+    "root": lambda value: isinstance(value, int) and 0 <= value < _MOST_PIDS,
     "root_status": lambda value: isinstance(value, int | None),
     "last_pid": lambda value: isinstance(value, int) and 0 <= value < _MOST_PIDS,
     "monotonic": lambda value: isinstance(value, int | float) and math.isfinite(value),
@@ -375,6 +418,11 @@ def _check_description(image: str, described: object) -> None:
     # It will be emptied: it must be one that a job of ours made, by its name.
     if os.path.normpath(place) != place or not _TEMPORARY.fullmatch(place) or not _is_path(place):
         raise wrong(f"{place!r} is no directory for temporary files")
+
+
+def _boot_id() -> str:
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
 
 
 def _is_path(text: str) -> bool:

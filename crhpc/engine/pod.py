@@ -30,11 +30,13 @@ _CURES = {
 class PodProcess:
     """The first process of a pod and the channel to it."""
 
-    def __init__(self, temporary: str, *, hostname: str, clocks: dict[str, float] | None = None) -> None:
+    def __init__(self, temporary: str, *, hostname: str, clocks: dict[str, float] | None = None,
+                 boot_id: str = "") -> None:
         """Make the namespaces and the first process.
 
         Args:
             temporary: the pod's directory for temporary files; made, and removed by ``end``.
+            boot_id: what /proc/sys/kernel/random/boot_id shall read; empty for the node's own.
             clocks: what CLOCK_MONOTONIC and CLOCK_BOOTTIME shall read, in seconds; None for the node's own.
 
         Raises:
@@ -51,7 +53,7 @@ class PodProcess:
                                    pass_fds=[fd], start_new_session=True)
         theirs.close()
         try:
-            self.channel.send({"clocks": clocks, "hostname": hostname})
+            self.channel.send({"clocks": clocks, "hostname": hostname, "boot_id": boot_id, "temporary": temporary})
             self.pid = self._expect("init")["pid"]
             process.wait()
             self.channel.send({"op": "go"})
@@ -97,14 +99,18 @@ class PodProcess:
             raise OSError(reply["errno"], os.strerror(reply["errno"]), reply["what"])
         return {**reply, "fds": received}
 
-    def start(self, message: Message, stdio: tuple[int, int, int]) -> tuple[int, int]:
-        """Start the job's command; its ids in the pod and on this node (0 where it has ended already).
+    def start(self, message: Message, fds: tuple[int, ...]) -> tuple[int, int]:
+        """Start a command; its ids in the pod and on this node (0 where it has ended already).
+
+        Args:
+            message: argv, env, cwd, umask, and others that Init knows; ``root`` false where it is not the job's own.
+            fds: its 0, 1, 2 and so on.
 
         Raises:
             CommandNotFound: it can't be run.
         """
         try:
-            reply = self.request({**message, "op": "start"}, stdio)
+            reply = self.request({**message, "op": "start"}, fds)
         except OSError as error:
             raise CommandNotFound(command=message["argv"][0], why=f"{error.filename}: {error.strerror}") from None
         try:

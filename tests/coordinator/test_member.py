@@ -53,7 +53,7 @@ def test_every_order_is_known(side):
     """One that is not in the table would be an error of a kind that nobody sees before a user."""
     side.node.state = "running"
     fields = {"command": {}, "temporary": "/tmp/x", "directory": "/d", "image": "/i", "pods": {"0": {"last_pid": 7}},
-              "signal": 1, "group": False, "policy": {}}
+              "signal": 1, "group": False, "policy": {}, "address": "127.0.0.1", "env": {}, "peers": []}
     before = {Op.START: "empty", Op.CHECK: "empty", Op.CUT: "frozen", Op.THAW: "frozen", Op.BUILD: "empty",
               Op.CONNECT: "built", Op.RELEASE: "connected"}
     for op in Op:

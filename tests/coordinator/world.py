@@ -83,10 +83,19 @@ class FakeNode:
         if method in self.fails:
             raise self.fails.pop(method)
 
-    def start(self, command: dict[str, Any], stdio: tuple[int, int, int], temporary: str) -> dict[str, int]:
-        self._enter("start", "empty", command=command, stdio=stdio, temporary=temporary)
+    def start(self, command: dict[str, Any] | None, stdio: tuple[int, int, int], temporary: str,
+              files: dict[str, dict[str, Any]]) -> dict[str, int]:
+        self._enter("start", "empty", command=command, stdio=stdio, temporary=temporary, files=files)
         self.state = "running"
-        return {"pid": 2, "host_pid": 1000 + self.rank, "tasks": 1}
+        return {"pid": 2, "host_pid": 1000 + self.rank, "tasks": int(command is not None)}
+
+    def listen(self, address: str) -> int:
+        self._enter("listen", "running", address=address)
+        return 4000 + self.rank
+
+    def spawn(self, command: str, environment: dict[str, str], peers: list[tuple[str, int]]) -> int:
+        self._enter("spawn", "running", command=command, environment=environment, peers=peers)
+        return 7
 
     def precopy(self, directory: str) -> None:
         self._enter("precopy", "running", directory=directory)
@@ -249,12 +258,10 @@ class World:
 
     # -- what a supervisor says ---------------------------------------------------------------------
     def start(self, every: float | None = None) -> Message:
-        """A new job; all ranks run, as they will once there are several pods."""
+        """A new job, with a pod on every node."""
         found = self.coordinator.start({"job": JOB, "argv": ["app"], "env": {}, "cwd": "/here", "umask": 0o22,
                                         "ignored": [1], "cpus": [0], "directory": "/images",
                                         "every": every}, "/tmp/crhpc-abc")
-        for node in self.nodes:
-            node.state = "running"
         self.coordinator.survey_due = None
         return found
 

@@ -179,7 +179,10 @@ def _only_child(outer: subprocess.Popen[bytes]) -> int:
 
 # -- the first process of a node --------------------------------------------------------------------------
 def boot(place: Path, name: str, address: str) -> None:
-    """Make the node's own view of the machine, then serve the remote shell."""
+    """Make the node's own view of the machine, then serve the remote shell.
+
+    Where some of /proc is hidden no user may mount one of a new pid namespace, unless there is a whole one somewhere.
+    """
     sys.path.insert(0, str(_HERE.parent))
     import rsh
 
@@ -192,6 +195,8 @@ def boot(place: Path, name: str, address: str) -> None:
             if path.startswith(f"{top}/"):
                 sh(f"mkdir -p {home}{path}\nmount -n --rbind {path} {home}{path}")
     sh(f"""hostname {name}
+        mkdir {home}/whole
+        mount -n -t proc proc {home}/whole
         mount -n -t proc proc /proc
         mount -n -t sysfs sysfs /sys
         mount -n -t tmpfs -o mode=1777 tmpfs /dev/shm
