@@ -27,7 +27,8 @@ from crhpc.image.format import LEVEL, MANIFEST, read_manifest, remove_stale_temp
 from crhpc.jobdir import DEFAULT, JobDirectory, JobState, Status, unwritable
 from crhpc.launch import ALONE, Launch
 from crhpc.progress import Report, checkpoint_line, duration, plain, plural, size
-from crhpc.supervisor import Options, Supervisor, Task
+from crhpc.supervisor import Supervisor
+from crhpc.task import Options, Task
 from crhpc.verify import verify_apart
 
 EVERY = "10m"

@@ -20,51 +20,26 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from crhpc import errors
 from crhpc.channel import Channel, ChannelClosed, Message
-from crhpc.filepolicy import FilePolicy
 from crhpc.heartbeat import Monitor, address_towards
 from crhpc.jobdir import JobDirectory, JobState, Status
-from crhpc.launch import ALONE, Child, Launch, Peer, launch_agents
+from crhpc.launch import Child, Peer, launch_agents
 from crhpc.progress import Report, checkpoint_line, duration, ended, plain, plural
 from crhpc.requests import Requests
 from crhpc.retention import Retention
 from crhpc.signals import Received, Signals, ignored
+from crhpc.task import Options, Task
 from crhpc.verify import Checking
 
 HELLO_SECONDS = 120.0
 """For the agents to come up: MPI on a busy machine takes seconds, not minutes."""
 _PATIENCE = 10.0     # for a peer in the middle of a message, and for agents that end
 _EOF_SECONDS = 5.0   # from the launcher's end to the agent's
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """What the command line says about a job's checkpoints."""
-
-    every: float | None
-    keep: int
-    wait_all: bool
-    memory: int
-    level: int
-    policy: FilePolicy = field(default_factory=FilePolicy)
-    dry_run: bool = False
-    """Only find out what a restart would do."""
-    launch: Launch = ALONE
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
-    """What the agents shall do: start a command, or restart an image."""
-
-    state: JobState
-    """The record of the job, as it will be written once it runs."""
-    image: Path | None
-    environment: dict[str, str] | None = None
 
 
 class Supervisor:

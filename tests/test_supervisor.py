@@ -18,7 +18,8 @@ from crhpc import supervisor
 from crhpc.channel import Channel, ChannelClosed
 from crhpc.jobdir import JobDirectory, JobState, Status, read_running, read_state
 from crhpc.progress import Report
-from crhpc.supervisor import Options, Supervisor, Task
+from crhpc.supervisor import Supervisor
+from crhpc.task import Options, Task
 
 SLEEPER = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
 

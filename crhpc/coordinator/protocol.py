@@ -6,6 +6,7 @@ below is a barrier.
 
 ::
 
+    several nodes   JOIN ───▶ who carries orders out, everywhere
     a new job       START ──▶ a pod on every node, the command in the first one
     remote shell    LISTEN ──▶ the node that a command shall run on expects connections
                     SPAWN ───▶ the command runs there, its streams are the connections
