@@ -35,6 +35,7 @@ from crhpc.image.format import (
     new_temporary,
     read_manifest,
 )
+from crhpc.image.reader import Image
 from crhpc.remoteshell import RemoteShell
 
 _log = log.logger(__name__)
@@ -65,6 +66,10 @@ class ImageStore:
 
     def job(self, image: str) -> dict[str, Any]:
         return read_manifest(image).job
+
+    def connections(self, image: str) -> list[Connection]:
+        with Image(image) as opened:
+            return opened.connections(Connection)
 
 
 class Agent:

@@ -41,6 +41,9 @@ class Store(Protocol):
     def job(self, image: str) -> dict[str, Any]:
         """What an image says of its job."""
 
+    def connections(self, image: str) -> list[Connection]:
+        """The connections within the job."""
+
 
 @dataclass(slots=True)
 class Checkpoint:
@@ -177,12 +180,31 @@ class Coordinator:
             pods = job.get("pods", {})
             self._progress("build", 0, 0)
             self.order(Op.BUILD, image=image, pods=pods, policy=message.get("policy", {}))
-            self.order(Op.CONNECT)
+            self._connect(self.store.connections(image) if self.others else [])
             replies = self.order(Op.RELEASE, pods=pods)
         except CrhpcError:
             self.order(Op.END)
             raise
         return self._started(replies, began, image)
+
+    def _connect(self, connections: list[Connection]) -> None:
+        """Where both ends are on different nodes one listens, then the other connects, then all is as on one node."""
+        links: dict[str, list[dict[str, int]]] = {}
+        for number, (near, far) in enumerate(((made.near_node, made.near_file), (made.far_node, made.far_file))
+                                             for made in connections if made.far_file >= 0
+                                             and made.near_node != made.far_node):
+            for (node, file), (other, its), offers in ((near, far, 1), (far, near, 0)):
+                links.setdefault(str(node), []).append(
+                    {"number": number, "file": file, "node": other, "far": its, "offers": offers})
+        names: dict[str, Any] = {}
+        if links:
+            offers_made = self._names(self.order(Op.OFFER, links=links))
+            names = self._names(self.order(Op.REACH, links=links, offers=offers_made))
+        self.order(Op.CONNECT, links=links, names=names)
+
+    @staticmethod
+    def _names(replies: dict[int, Message]) -> dict[str, Any]:
+        return {number: name for reply in replies.values() for number, name in reply["names"].items()}
 
     def _configure(self, message: Message, job: dict[str, Any]) -> None:
         self.job = job
@@ -241,6 +263,8 @@ class Coordinator:
         self._progress("freeze", 0, 0)
         self.order(Op.PRECOPY, directory=str(checkpoint.temporary))
         checkpoint.tasks = sum(reply["tasks"] for reply in self.order(Op.FREEZE).values())
+        if self.others:
+            self.order(Op.SETTLE)
         replies = self.order(Op.CUT)
         checkpoint.pods = {str(rank): reply["pod"] for rank, reply in replies.items()}
         checkpoint.connections, outside = match({rank: reply["ends"] for rank, reply in replies.items()})

@@ -12,7 +12,10 @@ _ENDED = (8, 9, 11)
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """A TCP connection inside the job: two ends, each a file of a node. ``far`` is -1 where that end is closed."""
+    """A TCP connection inside the job: two ends, each a file of a node. ``far`` is -1 where that end is closed.
+
+    Between two nodes the near end is the one that a listener has accepted, where that is still there.
+    """
 
     near_node: int
     near_file: int
@@ -74,8 +77,11 @@ def match(ends: dict[int, list[dict[str, Any]]]) -> tuple[list[Connection], list
         others = [other for other in by_name.get((end.scope, end.remote, end.local), [])
                   if other.key not in done and other.key != end.key]
         if others:
-            connections.append(Connection(*end.key, *others[0].key))
-            done |= {end.key, others[0].key}
+            near, far = end, others[0]
+            if near.node != far.node and _serves(far, listening) and not _serves(near, listening):
+                near, far = far, near
+            connections.append(Connection(*near.key, *far.key))
+            done |= {near.key, far.key}
         elif end.local == end.remote:   # connected to itself
             connections.append(Connection(*end.key, *end.key))
         elif (end.row["state"] in _ENDED and not end.row.get("stranger")) or _is_accepted_by(end, listening):
@@ -98,6 +104,12 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.partition("%")[0]).is_loopback
     except ValueError:
         return False
+
+
+def _serves(end: _End, listening: set[tuple[int, tuple[str, int]]]) -> bool:
+    """Whether a listener of its node has its name."""
+    host, port = end.local
+    return any((end.node, (name, port)) in listening for name in (host, "0.0.0.0", "::"))
 
 
 def _is_accepted_by(end: _End, listening: set[tuple[int, tuple[str, int]]]) -> bool:

@@ -69,6 +69,7 @@ class Member:
             self._await_writer()
         node = self.node
         pod = order.get("pods", {}).get(str(self._transport.rank), {})
+        links = order.get("links", {}).get(str(self._transport.rank), [])
         actions: dict[Op, Callable[[], Message | None]] = {
             Op.JOIN: lambda: {"cpus": len(os.sched_getaffinity(0))},
             Op.START: lambda: {**node.start(order["command"], self.stdio, order["temporary"],
@@ -78,12 +79,15 @@ class Member:
                                                  [(host, port) for host, port in order["peers"]])},
             Op.PRECOPY: lambda: node.precopy(order["directory"]),
             Op.FREEZE: lambda: {"tasks": node.freeze()},
+            Op.SETTLE: node.settle,
             Op.CUT: lambda: {"ends": node.cut(), "pod": node.describe()},
             Op.THAW: lambda: {"frozen": node.thaw()},
             Op.ABORT: node.abort,
             Op.CHECK: lambda: {"plans": node.check(order["image"], pod, order["policy"])},
             Op.BUILD: lambda: {"tasks": node.build(order["image"], pod, self.stdio, order["policy"])},
-            Op.CONNECT: node.connect,
+            Op.OFFER: lambda: {"names": node.offer(links)},
+            Op.REACH: lambda: {"names": node.reach(links, order["offers"])},
+            Op.CONNECT: lambda: node.connect(links, order.get("names", {})),
             Op.RELEASE: lambda: {**node.release(pod["last_pid"])},
             Op.SIGNAL: lambda: node.signal(order["signal"], group=order["group"]),
             Op.TASKS: lambda: {"tasks": node.tasks()},

@@ -12,6 +12,7 @@ below is a barrier.
                     SPAWN ───▶ the command runs there, its streams are the connections
     a checkpoint    PRECOPY ─▶ shards opened                                        job runs
                     FREEZE ──▶ every thread of every pod stands still             ┐
+                    SETTLE ──▶ what is under way between nodes has arrived (where there are several)
                     CUT ─────▶ dumped to memory and page log; the ends of          │ job stands still
                                connections come back and are matched              │
                     THAW ────▶ (not when the job is to end) the job goes on        ┘
@@ -20,6 +21,8 @@ below is a barrier.
     a failure       ABORT ───▶ every pod is thawed, every shard goes, the job goes on
     a dry run       CHECK ───▶ what a restart would do to files, or why it can't be
     a restart       BUILD ───▶ pods, tasks, memory, files; all stopped
+                    OFFER ───▶ listening for connections of other nodes (where there are several)
+                    REACH ───▶ connected to what was offered
                     CONNECT ─▶ sockets, and the rest of every task
                     RELEASE ─▶ the job goes on
     at any time     SIGNAL, TASKS, SURVEY (what could not be saved, looked at while the job runs)
@@ -31,6 +34,7 @@ WRITE is answered when it is done; other orders are served meanwhile.
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 Message = dict[str, Any]
@@ -45,12 +49,15 @@ class Op(enum.StrEnum):
     SPAWN = "spawn"
     PRECOPY = "precopy"
     FREEZE = "freeze"
+    SETTLE = "settle"
     CUT = "cut"
     THAW = "thaw"
     WRITE = "write"
     ABORT = "abort"
     CHECK = "check"
     BUILD = "build"
+    OFFER = "offer"
+    REACH = "reach"
     CONNECT = "connect"
     RELEASE = "release"
     SIGNAL = "signal"
@@ -68,6 +75,7 @@ class NodeDoor(Protocol):
     def spawn(self, command: str, environment: dict[str, str], peers: list[tuple[str, int]]) -> int: ...
     def precopy(self, directory: str) -> None: ...
     def freeze(self) -> int: ...
+    def settle(self) -> None: ...
     def cut(self) -> list[dict[str, Any]]: ...
     def describe(self) -> dict[str, Any]: ...
     def thaw(self) -> float: ...
@@ -77,7 +85,9 @@ class NodeDoor(Protocol):
     def check(self, image: str, described: dict[str, Any], policy: dict[str, Any]) -> list[str]: ...
     def build(self, image: str, described: dict[str, Any], stdio: tuple[int, int, int],
               policy: dict[str, Any] | None = None) -> int: ...
-    def connect(self) -> None: ...
+    def offer(self, links: Sequence[dict[str, int]]) -> dict[str, tuple[str, int]]: ...
+    def reach(self, links: Sequence[dict[str, int]], offers: dict[str, Any]) -> dict[str, tuple[str, int]]: ...
+    def connect(self, links: Sequence[dict[str, int]] = (), names: dict[str, Any] | None = None) -> None: ...
     def release(self, last_pid: int) -> dict[str, int]: ...
     def signal(self, number: int, *, group: bool) -> None: ...
     def tasks(self) -> list[dict[str, Any]]: ...

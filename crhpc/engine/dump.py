@@ -16,42 +16,83 @@ from crhpc.kernel.tracee import Tracee
 from crhpc.log import Steps, logger
 from crhpc.resources import Cut, Kind, run_steps
 from crhpc.resources.context import Dump, Pod, Task, table_name
-from crhpc.resources.files.tcp import endpoints
+from crhpc.resources.files.tcp import endpoints, look_again
 
 log = logger(__name__)
 
 
-def cut(frozen: Frozen, pod: PodProcess, context: Pod, writer: ShardWriter, kinds: list[Kind], memory: dict[str, Any],
-        steps: Steps) -> Dump:
-    """Dump a frozen pod; its tasks are as they were when this returns or raises.
+class Cutting:
+    """A cut in two steps: what is under way between nodes must have arrived everywhere before the second begins."""
 
-    Args:
-        memory: what kinds keep from one checkpoint to the next.
+    def __init__(self, frozen: Frozen, pod: PodProcess, context: Pod, writer: ShardWriter, kinds: list[Kind],
+                 memory: dict[str, Any], steps: Steps) -> None:
+        """
+        Args:
+            memory: what kinds keep from one checkpoint to the next.
+        """
+        self.ctx = Dump(writer, context, pod, frozen.tasks, frozen.zombies, memory)
+        self.begun = False
+        self._frozen = frozen
+        self._kinds = kinds
+        self._steps = steps
+        self._borrowed = Borrowed(frozen)
 
-    Raises:
-        Unsupported: something can't be saved; raised before anything has been touched where that can be.
-        OSError: a task died, or a queue could not be read.
-    """
-    ctx = Dump(writer, context, pod, frozen.tasks, frozen.zombies, memory)
-    borrowed = Borrowed(frozen)
-    with ctx.closing:
+    def begin(self) -> None:
+        """Look at everything, and wait for what is under way.
+
+        Raises:
+            Unsupported: something can't be saved; nothing has been touched where that can be.
+            OSError: a task died, or a queue could not be read.
+        """
+        self.begun = True
+        with self._whole():
+            with self._steps.step("inspect", log):
+                run_steps(self._kinds, Cut.INSPECT, self.ctx)
+            with self._steps.step("registers", log):
+                run_steps(self._kinds, Cut.REGISTERS, self.ctx)
+
+    def finish(self) -> Dump:
+        """Take everything; the tasks are as they were when this returns or raises.
+
+        Raises:
+            Unsupported, OSError: as ``begin``.
+        """
+        look_again(self.ctx)
+        with self._whole():
+            with self._steps.step("registers", log):
+                self._borrowed.borrow()
+            with self._steps.step("collect", log):
+                run_steps(self._kinds, Cut.COLLECT, self.ctx)
+            with self._steps.step("content", log):
+                run_steps(self._kinds, Cut.CONTENT, self.ctx)
+        self.close()
+        return self.ctx
+
+    def close(self) -> None:
+        """Leave the tasks as they were; again is harmless."""
         try:
-            with steps.step("inspect", log):
-                run_steps(kinds, Cut.INSPECT, ctx)
-            with steps.step("registers", log):
-                run_steps(kinds, Cut.REGISTERS, ctx)
-                borrowed.borrow()
-            with steps.step("collect", log):
-                run_steps(kinds, Cut.COLLECT, ctx)
-            with steps.step("content", log):
-                run_steps(kinds, Cut.CONTENT, ctx)
-        except Unsupported:
-            if any(_has_ended(task) for task in frozen.tasks):   # what is left of it looks strange
+            self._borrowed.give_back()
+        finally:
+            self.ctx.closing.close()
+
+    @contextlib.contextmanager
+    def _whole(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            self.close()
+            if isinstance(error, Unsupported) and any(_has_ended(task) for task in self._frozen.tasks):
+                # what is left of it looks strange
                 raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from None
             raise
-        finally:
-            borrowed.give_back()
-    return ctx
+
+
+def cut(frozen: Frozen, pod: PodProcess, context: Pod, writer: ShardWriter, kinds: list[Kind], memory: dict[str, Any],
+        steps: Steps) -> Dump:
+    """Dump a frozen pod at once, as `Cutting`."""
+    cutting = Cutting(frozen, pod, context, writer, kinds, memory, steps)
+    cutting.begin()
+    return cutting.finish()
 
 
 def _has_ended(task: Task) -> bool:

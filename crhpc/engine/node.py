@@ -9,13 +9,13 @@ import resource
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from crhpc.engine import freeze as freezing
 from crhpc.engine.doorway import Doorway
-from crhpc.engine.dump import cut, survey, write_tables, write_tree
+from crhpc.engine.dump import Cutting, survey, write_tables, write_tree
 from crhpc.engine.pod import PodProcess
 from crhpc.engine.redirect import Redirector
 from crhpc.engine.restore import Rebuilding, preview
@@ -28,7 +28,7 @@ from crhpc.kernel import proc
 from crhpc.log import Steps, logger
 from crhpc.resources import kinds
 from crhpc.resources.context import Dump, Pod
-from crhpc.resources.files.tcp import endpoints
+from crhpc.resources.files.tcp import distant, endpoints
 
 log = logger(__name__)
 
@@ -66,6 +66,7 @@ class Node:
         self._remembered: dict[str, Any] = {}
         self._writer: ShardWriter | None = None
         self._frozen: freezing.Frozen | None = None
+        self._cutting: Cutting | None = None
         self._dump: Dump | None = None
         self._image: Image | None = None
         self._rebuilding: Rebuilding | None = None
@@ -157,8 +158,8 @@ class Node:
             raise
         return len(self._frozen.tasks) + len(self._frozen.zombies)
 
-    def cut(self) -> list[dict[str, Any]]:
-        """Take everything of the frozen pod; the ends of its connections, as plain rows.
+    def settle(self) -> None:
+        """Wait until what is under way from other nodes has arrived; ``cut`` does the rest.
 
         Raises:
             CrhpcError: something can't be saved. The pod is unchanged and still frozen.
@@ -166,9 +167,23 @@ class Node:
         assert self.pod is not None and self.context is not None
         assert self._frozen is not None and self._writer is not None
         self._writer.hold()   # the cores are for the copy while the job waits
+        self._cutting = Cutting(self._frozen, self.pod, self.context, self._writer, self.kinds, self._remembered,
+                                self.steps)
         with self._explained(str(self._writer.path.parent)):
-            self._dump = cut(self._frozen, self.pod, self.context, self._writer, self.kinds, self._remembered,
-                             self.steps)
+            self._cutting.begin()
+
+    def cut(self) -> list[dict[str, Any]]:
+        """Take everything of the frozen pod; the ends of its connections, as plain rows.
+
+        Raises:
+            CrhpcError: something can't be saved. The pod is unchanged and still frozen.
+        """
+        if self._cutting is None:
+            self.settle()
+        assert self._cutting is not None and self._writer is not None
+        cutting, self._cutting = self._cutting, None
+        with self._explained(str(self._writer.path.parent)):
+            self._dump = cutting.finish()
         return endpoints(self._dump)
 
     def thaw(self) -> float:
@@ -206,6 +221,9 @@ class Node:
 
     def abort(self) -> None:
         """Give a checkpoint up: the pod goes on, the shard goes. Never raises."""
+        cutting, self._cutting = self._cutting, None
+        if cutting is not None:
+            cutting.close()
         if self._frozen is not None:
             self.thaw()
         writer, self._writer, self._dump = self._writer, None, None
@@ -267,14 +285,42 @@ class Node:
             self._rebuilding.build()
         return len(self._rebuilding.ctx.tasks)
 
-    def connect(self) -> None:
-        """Connect the sockets and finish all tasks, still stopped.
+    def offer(self, links: Sequence[dict[str, int]]) -> dict[str, tuple[str, int]]:
+        """Listen for connections with other nodes that began there; addresses by number.
+
+        Args:
+            links: of this node: number, file, the other node and its file, and whether this end offers.
 
         Raises:
             CrhpcError: it can't be restarted here.
         """
         assert self._rebuilding is not None and self._image is not None
         with self._restarting(str(self._image.path)):
+            return distant(self._rebuilding.ctx).offer(links)
+
+    def reach(self, links: Sequence[dict[str, int]], offers: dict[str, Any]) -> dict[str, tuple[str, int]]:
+        """Connect to what other nodes offer; the names of this node's ends, by number.
+
+        Raises:
+            CrhpcError: it can't be restarted here.
+        """
+        assert self._rebuilding is not None and self._image is not None
+        with self._restarting(str(self._image.path)):
+            return distant(self._rebuilding.ctx).reach(links, offers)
+
+    def connect(self, links: Sequence[dict[str, int]] = (), names: dict[str, Any] | None = None) -> None:
+        """Connect the sockets and finish all tasks, still stopped.
+
+        Args:
+            links: as for ``offer``.
+            names: what all nodes gave for ``reach``.
+
+        Raises:
+            CrhpcError: it can't be restarted here.
+        """
+        assert self._rebuilding is not None and self._image is not None
+        with self._restarting(str(self._image.path)):
+            distant(self._rebuilding.ctx).accept(links, names or {})
             self._rebuilding.connect()
 
     def release(self, last_pid: int) -> dict[str, int]:

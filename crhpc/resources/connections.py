@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from crhpc.errors import PASSING, Unsupported
 from crhpc.kernel import ports, sockdiag, tcp
-from crhpc.kernel.listeners import is_any, name_of, unmapped
+from crhpc.kernel.listeners import is_any, is_own, name_of, unmapped
 from crhpc.kernel.sockdiag import InetSocket
 from crhpc.kernel.tcp import Unread
 from crhpc.resources.context import Dump, OpenFile
@@ -76,6 +76,7 @@ class Network:
         """By the file's id, where it had to be taken out."""
         self.waiting: list[Waiting] = []
         self._by_name: dict[tuple[Name, Name], InetSocket] = {}
+        self._own: dict[str, bool] = {}
         self.look()
 
     @classmethod
@@ -106,6 +107,17 @@ class Network:
         """The other end, whoever has it; None where it is gone, or on another node."""
         local, remote = _names(row)
         return self._by_name.get((remote, local))
+
+    def is_distant(self, row: InetSocket) -> bool:
+        """Whether its other end is on another node."""
+        host = unmapped(row.remote[0])
+        if host not in self._own:
+            self._own[host] = is_own(host)
+        return not self._own[host]
+
+    @property
+    def has_distant(self) -> bool:
+        return any(row.remote[1] and self.is_distant(row) for row in self.rows.values())
 
     def file(self, row: InetSocket) -> OpenFile | None:
         return self.files.get(row.inode) if row.inode else None
@@ -179,7 +191,8 @@ class Network:
                 if any(found.rqueue <= found.wqueue for found in self.listeners(row.remote)):
                     yield row, row
             elif peer is None or row.state not in CONNECTED:
-                continue
+                if row.wqueue and row.state in CONNECTED and self.is_distant(row):
+                    yield row, row
             elif peer.inode in self.files:
                 if row.inode <= peer.inode and not tcp.all_arrived(row, peer):
                     yield row, peer
@@ -202,6 +215,8 @@ class Network:
         """
         moved = False
         for row, peer in self.settle():
+            if peer is row and self.is_distant(row):
+                raise self._passing("a TCP connection to another node whose window is full", row)
             if self.file(row) and row.state in CONNECTED and (self.file(peer) or peer.state in _CLOSING):
                 moved = True
                 for sender, receiver in {(row, peer), (peer, row)}:

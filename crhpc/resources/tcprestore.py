@@ -20,6 +20,7 @@ from crhpc.kernel.ports import Address
 from crhpc.kernel.tcp import Unread
 from crhpc.resources.connections import ENDED
 from crhpc.resources.context import Restore
+from crhpc.resources.distant import Distant
 from crhpc.resources.files import File
 from crhpc.resources.moved import ANY, Redirects
 from crhpc.resources.sockets import bind_inet, brought_back, no_name, shown_address, user_of
@@ -120,11 +121,13 @@ class TcpMaker:
         """Those that the job has, or had."""
         self.moved = Redirects()
         """What is elsewhere since this restart."""
+        self.distant = Distant(self, ctx.image)
         self.closing = ctx.closing.enter_context(contextlib.ExitStack())
         self.closing.callback(self._close)
 
     def _close(self) -> None:
         self.listeners.close()
+        self.distant.close()
         for sock in self.made.values():
             sock.close()
 
@@ -136,7 +139,7 @@ class TcpMaker:
         bound = [row for row in self.rows.values() if row.state == _LISTEN
                  or (row.state == _CLOSE and not (row.connected or _is_over(row)))]
         for row in bound:
-            self.made[row.id] = self._fresh(row)
+            self.made[row.id] = self.fresh(row)
         for row in [row for row in bound if not self._bind(self.made[row.id], row)]:
             self._move(row)   # when all others have their ports
         for row in bound:
@@ -157,11 +160,12 @@ class TcpMaker:
         self._connect(links)
         for row in self.rows.values():
             if row.state == _CLOSE and not row.connected and _is_over(row):
-                self.made[row.id] = self._fresh(row)
+                self.made[row.id] = self.fresh(row)
                 self._fail(row, self.made[row.id])
         self.listeners.close()
         for link in links:
             self._fill(link)
+        self.distant.fill()
         for row in self.rows.values():
             if row.state == _LISTEN:
                 self._queue(row, [found for found in waiting if found.listener == row.id])
@@ -170,7 +174,7 @@ class TcpMaker:
                 self._finish(row)
         for row in self.rows.values():   # now that backlogs are as full as they were
             if row.state == _SYN_SENT:
-                self.made[row.id] = self._fresh(row)
+                self.made[row.id] = self.fresh(row)
                 ports.connect_from(self.made[row.id], row.name, as_family(row.family, self._now(row.peer)))
                 self._finish(row)
         if any(file.owner and file.id in self.made for file in self.ctx.rows(File)):
@@ -180,7 +184,8 @@ class TcpMaker:
             self.ctx.hold_file(number, sock.detach())
         self.closing.close()
 
-    def _fresh(self, row: TcpSocket) -> socket.socket:
+    def fresh(self, row: TcpSocket) -> socket.socket:
+        """A socket with the options that matter before it has a name."""
         sock = socket.socket(row.family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         sockopt.set_options(sock, row.options, only=_EARLY)
         if row.segment:
@@ -226,14 +231,14 @@ class TcpMaker:
     def _move(self, row: TcpSocket) -> None:
         """Bind a fresh socket to a port that nobody has and the job doesn't know; all that share one go together."""
         self.made[row.id].close()
-        sock = self.made[row.id] = self._fresh(row)
+        sock = self.made[row.id] = self.fresh(row)
         shared = self.moved.ports.get(_plain(row.name))
         try:
             with contextlib.ExitStack() as unfit:
                 sock.bind(ports.resolved(row.family, (row.local, shared[1] if shared else 0)))
                 while shared is None and sock.getsockname()[1] in self.ports:
                     unfit.enter_context(sock)
-                    sock = self.made[row.id] = self._fresh(row)
+                    sock = self.made[row.id] = self.fresh(row)
                     sock.bind(ports.resolved(row.family, (row.local, 0)))
         except OSError as error:
             raise no_name(self.ctx, row, socket.IPPROTO_TCP, error) from None
@@ -254,7 +259,8 @@ class TcpMaker:
 
     # -- connections ------------------------------------------------------------------------------
     def _links(self, unaccepted: set[int]) -> Iterator[_Link]:
-        rows = {row.id: row for row in self.rows.values() if row.connected and row.id not in unaccepted}
+        elsewhere = unaccepted | self.distant.files
+        rows = {row.id: row for row in self.rows.values() if row.connected and row.id not in elsewhere}
         ends = {(_plain(row.name), _plain(row.peer)): row for row in rows.values() if row.state != _CLOSE}
         while rows:
             row = rows.pop(next(iter(rows)))
@@ -294,7 +300,7 @@ class TcpMaker:
             link.to = link.to if link.server is not None else (_own(row), 0)
             if link.client is not None and link.server is not None:
                 self.ctx.warn(f"port {row.local_port} of a connection is taken; it has another one now")
-        near = self._fresh(link.client) if link.client else socket.socket(family_of(link.comes_from[0]))
+        near = self.fresh(link.client) if link.client else socket.socket(family_of(link.comes_from[0]))
         link.near = self.closing.enter_context(near)
         try:
             if link.server is not None and link.server is link.client:   # connected to itself
@@ -383,7 +389,7 @@ class TcpMaker:
         with self.listeners.chosen(sock) if waiting else contextlib.nullcontext():
             for place, found in enumerate(waiting):
                 client = self.rows.get(found.client)
-                near = self._fresh(client) if client else socket.socket(family_of(found.remote))
+                near = self.fresh(client) if client else socket.socket(family_of(found.remote))
                 comes_from = as_family(near.family, (found.remote, found.remote_port))
                 to = as_family(near.family, self._now((found.local, found.local_port)))
                 try:

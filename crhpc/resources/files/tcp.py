@@ -19,6 +19,7 @@ from crhpc.kernel.tcp import Unread
 from crhpc.resources import Chapter, Cut, Phase, at
 from crhpc.resources.connections import CONNECTED, ENDED, Network, Queued
 from crhpc.resources.context import Dump, OpenFile, Restore
+from crhpc.resources.distant import Distant
 from crhpc.resources.files import File, FileKind
 from crhpc.resources.sockets import borrow, check_inet, events, identity, put_aside, shown_address, unsavable
 from crhpc.resources.tcprestore import TcpMaker, TcpSocket, TcpWaiting
@@ -123,6 +124,19 @@ class TcpKind(FileKind):
     @at(Phase.CONNECT)
     def connect(self, ctx: Restore) -> None:
         ctx.state.pop("tcp maker").connect_all()
+
+
+def distant(ctx: Restore) -> Distant:
+    """The connections with other nodes, between Phase.OPEN and Phase.CONNECT."""
+    maker: TcpMaker = ctx.state["tcp maker"]
+    return maker.distant
+
+
+def look_again(ctx: Dump) -> None:
+    """Now that other nodes have sent all."""
+    network: Network | None = ctx.state.get("network")
+    if network is not None and network.has_distant:
+        network.look()
 
 
 def endpoints(ctx: Dump) -> list[dict[str, Any]]:

@@ -1,0 +1,160 @@
+"""TCP connections between two nodes, at a restart: each end is made by its own node's agent.
+
+One end listens where it was, the other one connects from where it was; then each sends what the other had not read,
+which it finds in the other node's shard, and closes what was closed.
+"""
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from crhpc.errors import RestartFailed
+from crhpc.image.format import PAGE
+from crhpc.image.reader import Image, Shard
+from crhpc.kernel import sockdiag, tcp
+from crhpc.kernel.listeners import Listeners, as_family, connect
+from crhpc.kernel.ports import Address
+from crhpc.resources.connections import ENDED
+from crhpc.resources.context import table_name
+from crhpc.resources.sockets import shown_address
+
+if TYPE_CHECKING:
+    from crhpc.resources.tcprestore import TcpSocket
+
+_MOMENT, _REFILL, _PIECE = 10.0, 30.0, 32 << 10
+_READ, _WRITE = 1, 2
+
+Link = dict[str, int]
+"""number, file, node and far (the other end's node and file), offers"""
+
+
+class Maker(Protocol):
+    """What makes a pod's TCP sockets."""
+
+    rows: dict[int, TcpSocket]
+    made: dict[int, socket.socket]
+    listeners: Listeners
+
+    def fresh(self, row: TcpSocket) -> socket.socket: ...
+
+
+class Distant:
+    """The connections of a pod with pods on other nodes."""
+
+    def __init__(self, maker: Maker, image: Path) -> None:
+        self._maker = maker
+        self._image = image
+        self._offered: dict[int, Address] = {}
+        self._links: dict[int, Link] = {}
+        self._sockets: dict[int, socket.socket] = {}
+        """By file."""
+
+    @property
+    def files(self) -> set[int]:
+        return set(self._sockets)
+
+    def offer(self, links: Sequence[Link]) -> dict[str, tuple[str, int]]:
+        """Listen for those that this end offers; where, by number.
+
+        Raises:
+            RestartFailed: it can't be done.
+        """
+        for link in links:
+            if link["offers"]:
+                row = self._maker.rows[link["file"]]
+                try:
+                    self._offered[link["number"]] = self._maker.listeners.listen(row.family, row.name)
+                except OSError as error:
+                    raise self._failed(row, error) from error
+        return {str(number): name for number, name in self._offered.items()}
+
+    def reach(self, links: Sequence[Link], offers: dict[str, Any]) -> dict[str, tuple[str, int]]:
+        """Connect to what the others offer, from the old port where that is free; from where, by number.
+
+        Raises:
+            RestartFailed: it can't be done.
+        """
+        names: dict[str, tuple[str, int]] = {}
+        for link in [link for link in links if not link["offers"]]:
+            row, number = self._maker.rows[link["file"]], str(link["number"])
+            host, port = offers[number]
+            for comes_from in (row.name, (row.local, 0)):
+                sock = self._maker.fresh(row)
+                try:
+                    names[number] = connect(sock, comes_from, as_family(row.family, (host, port)), _MOMENT)
+                except OSError as error:
+                    sock.close()
+                    if not comes_from[1]:
+                        raise self._failed(row, error) from error
+                else:
+                    self._keep(link, sock)
+                    break
+        return names
+
+    def accept(self, links: Sequence[Link], names: dict[str, Any]) -> None:
+        """Take what the others have connected to here.
+
+        Raises:
+            RestartFailed: one does not come.
+        """
+        for link in [link for link in links if link["offers"]]:
+            row = self._maker.rows[link["file"]]
+            host, port = names[str(link["number"])]
+            try:
+                self._keep(link, self._maker.listeners.accept(row.family, self._offered[link["number"]], (host, port),
+                                                              _MOMENT))
+            except OSError as error:
+                raise self._failed(row, error) from error
+
+    def _keep(self, link: Link, sock: socket.socket) -> None:
+        self._links[link["file"]] = link
+        self._sockets[link["file"]] = sock
+
+    def _failed(self, row: TcpSocket, error: OSError) -> RestartFailed:
+        return RestartFailed(image=self._image, why=f"the connection of {shown_address(*row.name)} with another node, "
+                             f"{shown_address(*row.peer)}, can't be made again ({error.strerror})",
+                             cure="see whether the nodes reach each other, and who has the port")
+
+    def fill(self) -> None:
+        """Send what the other ends had not read, and close what was closed."""
+        if not self._sockets:
+            return
+        with Image(self._image) as image:
+            for file, sock in self._sockets.items():
+                self._maker.made[file] = sock
+                row, link = self._maker.rows[file], self._links[file]
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)   # nothing waits for an acknowledgement
+                if row.arrived > _PIECE:
+                    tcp.offer_window(sock, row.arrived)
+                tcp.refill(sock, _unread(image.node(link["node"]), type(row), link["far"]), _REFILL)
+        for file, sock in self._sockets.items():
+            row = self._maker.rows[file]
+            if row.shutdown & _WRITE:
+                sock.shutdown(socket.SHUT_WR)
+            if row.shutdown & _READ and not row.ended:
+                sock.shutdown(socket.SHUT_RD)
+        for file, sock in self._sockets.items():
+            self._await(self._maker.rows[file], sock)
+        self._sockets.clear()
+
+    def _await(self, row: TcpSocket, sock: socket.socket) -> None:
+        """What the other end sends, and its end."""
+        tcp.until(lambda: tcp.unread(sock) >= row.arrived, 2.0)
+        if row.ended:
+            tcp.until(lambda: tcp.info(sock).state in (*ENDED, sockdiag.TCP_CLOSE), _MOMENT)
+            if row.end_read:
+                with contextlib.suppress(OSError):
+                    sock.recv(1, socket.MSG_DONTWAIT)
+
+    def close(self) -> None:
+        for sock in self._sockets.values():
+            sock.close()
+
+
+def _unread(shard: Shard, record: type[TcpSocket], file: int) -> bytes:
+    """What a socket of another node had not read."""
+    row = next(row for row in shard.table(record, table_name(record)) if row.id == file)
+    return row.unread if row.pages < 0 else shard.pages(row.pages, 0, -(-row.length // PAGE))[:row.length]
