@@ -148,6 +148,9 @@ class Agent:
         source, message = received
         if message.get("op") == "leave":
             self.over = True
+        elif message.get("op") == "returned":
+            assert self.member is not None
+            self.member.returned(message)
         elif "event" in message:
             self._on_event(source, message)
         elif "re" in message:
@@ -227,7 +230,7 @@ class Agent:
         self.wait_all = message["wait_all"]
         self._join(message).stdio = (fds[0], fds[1], fds[2])
         self.coordinator = Coordinator(self.transport, ImageStore(), self._report, self._turn, self._wake)
-        self.hosts = message["hosts"] or [socket.gethostname()]
+        self.hosts = message.get("hosts") or [socket.gethostname()]
         try:
             joined = self.coordinator.join(memory=message["memory"], level=message["level"])
             if message["op"] == "start":

@@ -83,7 +83,8 @@ SHARED = {"crhpc.resources", "crhpc.resources.aside", "crhpc.resources.contents"
           "crhpc.resources.bridge", "crhpc.resources.facts",
           "crhpc.resources.files", "crhpc.resources.questions", "crhpc.resources.residency",
           "crhpc.resources.sharing",
-          "crhpc.resources.connections", "crhpc.resources.distant", "crhpc.resources.tcprestore",
+          "crhpc.resources.connections", "crhpc.resources.distant", "crhpc.resources.windows",
+          "crhpc.resources.tcprestore",
           "crhpc.resources.moved",
           "crhpc.resources.sockets", "crhpc.resources.space", "crhpc.resources.stubs", "crhpc.resources.lineage",
           "crhpc.resources.unsavable"}

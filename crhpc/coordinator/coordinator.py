@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from crhpc.coordinator.endpoints import Connection, External, match
 from crhpc.coordinator.protocol import Message, Op, Transport
-from crhpc.errors import EXIT_INTERNAL, CrhpcError, Reported, Unsupported, failed_checkpoint
+from crhpc.errors import EXIT_INTERNAL, PASSING, CheckpointFailed, CrhpcError, Reported, Unsupported, failed_checkpoint
 from crhpc.filepolicy import FilePolicy
 from crhpc.log import logger
 
@@ -23,6 +23,7 @@ _PROBE_SECONDS = 0.0005
 _SETTLE_SECONDS = 3.0
 """From the start of a job to when it is looked at for what could not be saved: MPI is up by then."""
 _SOON = 2.0
+_DRAIN_SECONDS = 30.0
 
 
 class Store(Protocol):
@@ -264,7 +265,7 @@ class Coordinator:
         self.order(Op.PRECOPY, directory=str(checkpoint.temporary))
         checkpoint.tasks = sum(reply["tasks"] for reply in self.order(Op.FREEZE).values())
         if self.others:
-            self.order(Op.SETTLE)
+            self._settle()
         replies = self.order(Op.CUT)
         checkpoint.pods = {str(rank): reply["pod"] for rank, reply in replies.items()}
         checkpoint.connections, outside = match({rank: reply["ends"] for rank, reply in replies.items()})
@@ -273,6 +274,27 @@ class Coordinator:
         if not checkpoint.stop:
             checkpoint.frozen = max(reply["frozen"] for reply in self.order(Op.THAW).values())
         checkpoint.sequence = self._send(Op.WRITE, list(range(self.transport.size)), {})
+
+    def _settle(self) -> None:
+        """Have what is under way between nodes arrive, also where windows are full."""
+        owners = [[*names, rank] for rank, reply in self.order(Op.SETTLE).items() for names in reply["full"]]
+        if not owners:
+            return
+        found = self.order(Op.EXPECT, senders=[names[:2] for names in owners])
+        if sum(reply["found"] for reply in found.values()) < len(owners):
+            raise CheckpointFailed(why="bytes are under way to somewhere outside the job", cure=PASSING)
+        deadline = time.monotonic() + _DRAIN_SECONDS
+        # From here on the job lacks bytes: whatever happens they are given back.
+        while not (arrived := all(reply["empty"] for reply in self.order(Op.DRAIN).values())):
+            if time.monotonic() > deadline:
+                break
+        counts: dict[str, int] = {}
+        for *_, rank in owners:
+            counts[str(rank)] = counts.get(str(rank), 0) + 1
+        self.order(Op.RETURN, owners=owners)
+        self.order(Op.REFILL, counts=counts)
+        if not arrived:
+            raise CheckpointFailed(why="bytes stay under way between nodes", cure=PASSING)
 
     def _go_on(self, checkpoint: Checkpoint) -> None:
         if checkpoint.committing is not None:

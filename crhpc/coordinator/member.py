@@ -28,15 +28,45 @@ class Member:
         self._wake = wake
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="crhpc-shard")
         self._writing: tuple[int, int, Future[dict[str, Any]]] | None = None
+        self._returned: list[Any] = []
+        self._awaited: tuple[int, int, int] | None = None
+        """The order to refill: from whom, its number, and how many parts are to come."""
 
     def serve(self, source: int, order: Message) -> None:
         """Carry out one order and answer it."""
+        if order["op"] == Op.REFILL:   # when all is here, which comes from several
+            self._awaited = source, order["seq"], order["counts"].get(str(self._transport.rank), 0)
+            self._refill()
+            return
         if order["op"] == Op.WRITE:
             future = self._writer.submit(self.node.write)
             self._writing = (source, order["seq"], future)
             future.add_done_callback(lambda _: self._wake())
             return
         self._answer(source, order["seq"], lambda: self._carry_out(Op(order["op"]), order))
+
+    def returned(self, message: Message) -> None:
+        """Another node has read what this one had sent."""
+        self._returned.append(message["taken"])
+        self._refill()
+
+    def _return(self, owners: list[Any]) -> None:
+        """Give what was read to those who sent it; the bytes don't go through the coordinator."""
+        whose = {(tuple(one), tuple(other)): rank for one, other, rank in owners}
+        for taken in self.node.taken():
+            rank = whose[tuple(taken[0]), tuple(taken[1])]
+            self._transport.send(rank, {"op": "returned", "taken": taken})
+
+    def _refill(self) -> None:
+        if self._awaited is None or len(self._returned) < self._awaited[2]:
+            return
+        source, sequence, _ = self._awaited
+        returned, self._returned, self._awaited = self._returned, [], None
+
+        def refill() -> Message:
+            self.node.refill(returned)
+            return {}
+        self._answer(source, sequence, refill)
 
     def poll(self) -> None:
         """Answer a WRITE that is done."""
@@ -79,7 +109,10 @@ class Member:
                                                  [(host, port) for host, port in order["peers"]])},
             Op.PRECOPY: lambda: node.precopy(order["directory"]),
             Op.FREEZE: lambda: {"tasks": node.freeze()},
-            Op.SETTLE: node.settle,
+            Op.SETTLE: lambda: {"full": node.settle()},
+            Op.EXPECT: lambda: {"found": node.expect(order["senders"])},
+            Op.DRAIN: lambda: {"empty": node.drain()},
+            Op.RETURN: lambda: self._return(order["owners"]),
             Op.CUT: lambda: {"ends": node.cut(), "pod": node.describe()},
             Op.THAW: lambda: {"frozen": node.thaw()},
             Op.ABORT: node.abort,

@@ -2,18 +2,18 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
-import re
 import resource
 import socket
 import struct
 import time
+from base64 import b85decode, b85encode
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from crhpc.engine import freeze as freezing
+from crhpc.engine.description import boot_id, check_description
 from crhpc.engine.doorway import Doorway
 from crhpc.engine.dump import Cutting, survey, write_tables, write_tree
 from crhpc.engine.pod import PodProcess
@@ -28,7 +28,7 @@ from crhpc.kernel import proc
 from crhpc.log import Steps, logger
 from crhpc.resources import kinds
 from crhpc.resources.context import Dump, Pod
-from crhpc.resources.files.tcp import distant, endpoints
+from crhpc.resources.files.tcp import distant, endpoints, windows
 
 log = logger(__name__)
 
@@ -86,7 +86,7 @@ class Node:
             NotAllowed: the system refuses the pod.
             CommandNotFound: the command can't be run.
         """
-        self._names = {"hostname": socket.gethostname(), "boot_id": _boot_id()}
+        self._names = {"hostname": socket.gethostname(), "boot_id": boot_id()}
         self.pod = PodProcess(temporary, hostname=self._names["hostname"], boot_id=self._names["boot_id"])
         self.context = self.pod.context(stdio)
         for name, file in files.items():
@@ -158,8 +158,10 @@ class Node:
             raise
         return len(self._frozen.tasks) + len(self._frozen.zombies)
 
-    def settle(self) -> None:
+    def settle(self) -> list[Any]:
         """Wait until what is under way from other nodes has arrived; ``cut`` does the rest.
+
+        Returns: senders to other nodes whose window is full: their own and the other end's name.
 
         Raises:
             CrhpcError: something can't be saved. The pod is unchanged and still frozen.
@@ -171,6 +173,31 @@ class Node:
                                 self.steps)
         with self._explained(str(self._writer.path.parent)):
             self._cutting.begin()
+            return list(windows(self._cutting.ctx).full())
+
+    def expect(self, senders: list[Any]) -> int:
+        """Look for receivers of this node whose senders, elsewhere, have a full window; how many there are.
+
+        Raises:
+            CrhpcError: one can't be read empty; the pod is unchanged.
+        """
+        assert self._cutting is not None
+        return windows(self._cutting.ctx).expect(_named(senders))
+
+    def drain(self) -> bool:
+        """Read those empty once; whether the senders of this node have nothing left. Until all have not."""
+        assert self._cutting is not None
+        return windows(self._cutting.ctx).drain()
+
+    def taken(self) -> list[Any]:
+        """What was read: the sender's and the receiver's name, and the bytes, for ``refill`` there."""
+        assert self._cutting is not None
+        return [[one, other, b85encode(data).decode()] for one, other, data in windows(self._cutting.ctx).taken()]
+
+    def refill(self, returned: list[Any]) -> None:
+        """Send again what receivers elsewhere have read."""
+        assert self._cutting is not None
+        windows(self._cutting.ctx).refill([(*_named([(a, b)])[0], b85decode(data)) for a, b, data in returned])
 
     def cut(self) -> list[dict[str, Any]]:
         """Take everything of the frozen pod; the ends of its connections, as plain rows.
@@ -253,7 +280,7 @@ class Node:
         """
         with self._restarting(image), Image(image) as opened, open(os.devnull, "rb+", buffering=0) as nothing:
             files = FilePolicy.from_message(policy)
-            _check_description(image, described)
+            check_description(image, described)
             context = Pod(os.getpid(), files.path(described["temporary"]), stdio=(nothing.fileno(),) * 3)
             return preview(opened.node(self.number), Path(image), context, self.kinds, self.warn, files)
 
@@ -271,7 +298,7 @@ class Node:
         with self._restarting(image):
             self.steps = Steps()
             self._image = Image(image)
-            _check_description(image, described)
+            check_description(image, described)
             files = FilePolicy.from_message(policy or {})
             self._names = {name: described[name] for name in ("hostname", "boot_id")}
             self.pod = PodProcess(files.path(described["temporary"]), hostname=described["hostname"],
@@ -432,51 +459,10 @@ _NO_SENSE = (ArithmeticError, AssertionError, AttributeError, LookupError, Memor
              ValueError, struct.error)
 """What tables provoke that were not written by us, though each of them is as prescribed."""
 _TOLD = 200
-_TEMPORARY = re.compile(r"/(?:[^/\0]+/)*crhpc-[0-9a-z]{6,32}", re.ASCII)
-_MOST_PIDS = 1 << 22
-"""PID_MAX_LIMIT of 64-bit kernels."""
-_DESCRIPTION: dict[str, Callable[[Any], object]] = {
-    "temporary": lambda value: isinstance(value, str),
-    "hostname": lambda value: isinstance(value, str),
-    "boot_id": lambda value: isinstance(value, str) and re.fullmatch(r"[0-9a-f-]{36}", value, re.ASCII),
-    "root": lambda value: isinstance(value, int) and 0 <= value < _MOST_PIDS,
-    "root_status": lambda value: isinstance(value, int | None),
-    "last_pid": lambda value: isinstance(value, int) and 0 <= value < _MOST_PIDS,
-    "monotonic": lambda value: isinstance(value, int | float) and math.isfinite(value),
-    "boottime": lambda value: isinstance(value, int | float) and math.isfinite(value)}
 
 
-def _check_description(image: str, described: object) -> None:
-    """What the manifest says of a pod comes from whoever made the image.
-
-    Raises:
-        ImageDamaged: it is not what ``Node.describe`` gives.
-    """
-    def wrong(what: str) -> ImageDamaged:
-        return ImageDamaged(image=image, what=f"manifest.json: {what}")
-
-    if not isinstance(described, dict):
-        raise wrong("it does not describe a pod")
-    for name, fits in _DESCRIPTION.items():
-        if name not in described or not fits(described[name]):
-            raise wrong(f"the pod's {name} is missing or wrong")
-    place = described["temporary"]
-    # It will be emptied: it must be one that a job of ours made, by its name.
-    if os.path.normpath(place) != place or not _TEMPORARY.fullmatch(place) or not _is_path(place):
-        raise wrong(f"{place!r} is no directory for temporary files")
-
-
-def _boot_id() -> str:
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return file.read().strip()
-
-
-def _is_path(text: str) -> bool:
-    try:
-        os.fsencode(text)
-    except UnicodeEncodeError:   # a surrogate that stands for no byte
-        return False
-    return True
+def _named(pairs: list[Any]) -> list[tuple[tuple[str, int], tuple[str, int]]]:
+    return [((one[0], one[1]), (other[0], other[1])) for one, other in pairs]
 
 
 def _allow_many_descriptors() -> None:

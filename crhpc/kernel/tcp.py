@@ -248,6 +248,13 @@ def _not_tuned(sock: socket.socket) -> Iterator[None]:
         sock.setsockopt(socket.SOL_SOCKET, SO_BUF_LOCK, lock)
 
 
+@contextlib.contextmanager
+def untouched(receiver: socket.socket) -> Iterator[None]:
+    """Read for a program that must not see that somebody did: neither by its own peeking nor by its buffers."""
+    with own_peeking(receiver), _not_tuned(receiver):
+        yield
+
+
 def drain(ends: Sequence[tuple[socket.socket, socket.socket]], timeout: float) -> list[bytes]:
     """Read all that is under way from each sender to each receiver; (sender, receiver) pairs.
 

@@ -77,6 +77,8 @@ class Network:
         self.waiting: list[Waiting] = []
         self._by_name: dict[tuple[Name, Name], InetSocket] = {}
         self._own: dict[str, bool] = {}
+        self.full: list[InetSocket] = []
+        """Senders to other nodes whose window is full."""
         self.look()
 
     @classmethod
@@ -101,11 +103,11 @@ class Network:
             found = sockdiag.inet_sockets()
         self.rows = {row.inode: row for row in found if row.inode in self.files}
         self.others = [row for row in found if not row.inode]
-        self._by_name = {_names(row): row for row in found if row.remote[1]}
+        self._by_name = {names_of(row): row for row in found if row.remote[1]}
 
     def peer(self, row: InetSocket) -> InetSocket | None:
         """The other end, whoever has it; None where it is gone, or on another node."""
-        local, remote = _names(row)
+        local, remote = names_of(row)
         return self._by_name.get((remote, local))
 
     def is_distant(self, row: InetSocket) -> bool:
@@ -216,18 +218,21 @@ class Network:
         moved = False
         for row, peer in self.settle():
             if peer is row and self.is_distant(row):
-                raise self._passing("a TCP connection to another node whose window is full", row)
+                if row.shutdown & _WRITE:
+                    raise self.passing("a TCP connection that is being closed with more under way than fits", row)
+                self.full.append(row)   # the agents of both nodes see to it together
+                continue
             if self.file(row) and row.state in CONNECTED and (self.file(peer) or peer.state in _CLOSING):
                 moved = True
                 for sender, receiver in {(row, peer), (peer, row)}:
                     if sender.wqueue and self.file(receiver):
                         self._let_arrive(sender, receiver)
         if any(self.strangers()):
-            raise self._passing("a connection from outside the job that is not accepted yet",
+            raise self.passing("a connection from outside the job that is not accepted yet",
                                 self.listeners(next(self.strangers()).local)[0])
         for row in self.rows.values():
             if row.wqueue and row.state == sockdiag.TCP_ESTABLISHED and self.is_connecting(row):
-                raise self._passing("a TCP connection that is just being made, with data under way", row)
+                raise self.passing("a TCP connection that is just being made, with data under way", row)
         for group in self._groups():
             moved |= self._look_into_backlog(*group)
         if moved:
@@ -247,7 +252,7 @@ class Network:
     def _take_out(self, receiver: InetSocket, out: socket.socket, into: socket.socket) -> None:
         arrived = receiver.rqueue
         if tcp.at_mark(into) or tcp.unread(into) < arrived:
-            raise self._passing("urgent data in a TCP connection whose window is full", receiver)
+            raise self.passing("urgent data in a TCP connection whose window is full", receiver)
         try:
             (data,) = tcp.drain([(out, into)], _DRAIN)
             tcp.refill(out, data, _REFILL, receiver=into)
@@ -263,9 +268,10 @@ class Network:
                 tcp.offer_window(into, 1)
                 return tcp.info(into).state in (*ENDED, sockdiag.TCP_CLOSE)
             if not tcp.until(has_ended, 2.0):
-                raise self._passing("a TCP connection that is being closed with more under way than fits", receiver)
+                raise self.passing("a TCP connection that is being closed with more under way than fits", receiver)
 
-    def _passing(self, what: str, row: InetSocket) -> Unsupported:
+    def passing(self, what: str, row: InetSocket) -> Unsupported:
+        """The error to raise for what is over in a moment."""
         file = self.files[row.inode]
         return self.ctx.refuse(f"descriptor {file.fd}: {what}", file.bearer, PASSING)
 
@@ -309,7 +315,7 @@ class Network:
         """In the order in which they were made, as far as the kernel's ticks tell; else in the clients' order."""
         before: list[int] = []
         for _ in range(_LOOKS):   # the clock goes on while one after another tells its age
-            children = [row for row in self.others if _names(row) in {_names(child) for child in children}]
+            children = [row for row in self.others if names_of(row) in {names_of(child) for child in children}]
             now = [row.quiet - children[0].quiet for row in children]
             if now == before or len(children) < 2:
                 break
@@ -389,7 +395,8 @@ def _read_to_end(sock: socket.socket) -> tuple[bytes, bool]:
     raise TimeoutError("bytes stay under way in a TCP connection that waits to be accepted")
 
 
-def _names(row: InetSocket) -> tuple[Name, Name]:
+def names_of(row: InetSocket) -> tuple[Name, Name]:
+    """Both ends, IPv4 addresses as such."""
     return (unmapped(row.local[0]), row.local[1]), (unmapped(row.remote[0]), row.remote[1])
 
 

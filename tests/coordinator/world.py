@@ -9,6 +9,7 @@ import json
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,11 @@ class FakeNode:
         self.fails: dict[str, Exception] = {}
         """What the next call of a method raises."""
         self.ends: list[dict[str, Any]] = []
+        self.full: list[Any] = []
+        """Senders whose window is full, and after how many rounds they have nothing left."""
+        self.rounds = 1
+        self.receives: list[Any] = []
+        """Of which this node has the receivers."""
         self.refusals: list[str] = []
         self.writes = threading.Event()
         """Writing waits for this."""
@@ -107,6 +113,26 @@ class FakeNode:
         assert self.shard
         self.state = "frozen"
         return 10 + self.rank
+
+    def settle(self) -> list[Any]:
+        self._enter("settle", "frozen")
+        return self.full
+
+    def expect(self, senders: list[Any]) -> int:
+        self._enter("expect", "frozen", senders=senders)
+        return len(self.receives)
+
+    def drain(self) -> bool:
+        self._enter("drain", "frozen")
+        self.rounds -= 1
+        return self.rounds <= 0
+
+    def taken(self) -> list[Any]:
+        self._enter("taken", "frozen")
+        return [[*names, "bytes"] for names in self.receives]
+
+    def refill(self, returned: list[Any]) -> None:
+        self._enter("refill", "frozen", returned=returned)
 
     def cut(self) -> list[dict[str, Any]]:
         self._enter("cut", "frozen")
@@ -147,7 +173,15 @@ class FakeNode:
         self.state = "built"
         return 10 + self.rank
 
-    def connect(self) -> None:
+    def offer(self, links: Sequence[dict[str, int]]) -> dict[str, tuple[str, int]]:
+        self._enter("offer", "built", links=links)
+        return {str(link["number"]): ("offered", self.rank) for link in links if link["offers"]}
+
+    def reach(self, links: Sequence[dict[str, int]], offers: dict[str, Any]) -> dict[str, tuple[str, int]]:
+        self._enter("reach", "built", links=links, offers=offers)
+        return {str(link["number"]): ("reached", self.rank) for link in links if not link["offers"]}
+
+    def connect(self, links: Sequence[dict[str, int]] = (), names: dict[str, Any] | None = None) -> None:
         self._enter("connect", "built")
         self.state = "connected"
 
@@ -210,6 +244,9 @@ class FakeStore:
     def job(self, image: str) -> dict[str, Any]:
         return self.images[image]["job"]
 
+    def connections(self, image: str) -> list[Connection]:
+        return list(self.images[image].get("connections", []))
+
 
 JOB = {"id": "abc", "argv": ["app"], "cwd": "/here", "directory": "/images", "started": 1.5}
 
@@ -240,7 +277,9 @@ class World:
             if received is not None:
                 busy = True
                 source, message = received
-                if "re" in message:
+                if message.get("op") == "returned":
+                    member.returned(message)
+                elif "re" in message:
                     assert transport.rank == 0
                     self.coordinator.receive(source, message)
                 else:

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from crhpc.engine.node import _check_description
+from crhpc.engine.description import check_description
 from crhpc.errors import CrhpcError, ImageDamaged, RestartFailed
 from crhpc.kernel import proc
 
@@ -131,18 +131,18 @@ def test_a_last_id_that_no_pod_can_have(job, image, last_pid):
 
 # -- what an image says of its pod --------------------------------------------------------------------
 GOOD = {"temporary": "/tmp/crhpc-0123456789ab", "root": 2, "root_status": None, "hostname": "node", "monotonic": 5.5,
-        "boottime": 6, "last_pid": 100}
+        "boottime": 6, "last_pid": 100, "boot_id": "0" * 36}
 
 
 def test_what_describe_gives_is_taken():
-    _check_description("/image", GOOD)
-    _check_description("/image", GOOD | {"root_status": 256, "more": "than that", "temporary": "/a b/crhpc-abcdef"})
+    check_description("/image", GOOD)
+    check_description("/image", GOOD | {"root_status": 256, "more": "than that", "temporary": "/a b/crhpc-abcdef"})
 
 
 @pytest.mark.parametrize("described", [None, [], "x", 5, {}, {"temporary": "/tmp/crhpc-abcdef"}])
 def test_what_is_no_description(described):
     with pytest.raises(ImageDamaged, match=r"/image is damaged: manifest\.json: "):
-        _check_description("/image", described)
+        check_description("/image", described)
 
 
 @pytest.mark.parametrize(("name", "value"), [
@@ -151,7 +151,7 @@ def test_what_is_no_description(described):
     ("monotonic", float("inf")), ("boottime", float("nan")), ("last_pid", 1.5)])
 def test_a_description_with_a_wrong_field(name, value):
     with pytest.raises(ImageDamaged, match=f"/image is damaged: manifest.json: the pod's {name} is missing or wrong"):
-        _check_description("/image", GOOD | {name: value})
+        check_description("/image", GOOD | {name: value})
 
 
 @pytest.mark.parametrize("place", [
@@ -162,5 +162,5 @@ def test_a_description_with_a_wrong_field(name, value):
 def test_a_place_that_no_job_of_ours_had(place):
     """It is emptied at the restart."""
     with pytest.raises(ImageDamaged, match="is no directory for temporary files") as caught:
-        _check_description("/image", GOOD | {"temporary": place})
+        check_description("/image", GOOD | {"temporary": place})
     assert one_line(caught.value)

@@ -23,6 +23,7 @@ from crhpc.resources.distant import Distant
 from crhpc.resources.files import File, FileKind
 from crhpc.resources.sockets import borrow, check_inet, events, identity, put_aside, shown_address, unsavable
 from crhpc.resources.tcprestore import TcpMaker, TcpSocket, TcpWaiting
+from crhpc.resources.windows import Windows
 
 _MPTCP = 262
 _LISTEN, _SYN_SENT, _CLOSE = sockdiag.TCP_LISTEN, sockdiag.TCP_SYN_SENT, sockdiag.TCP_CLOSE
@@ -130,6 +131,14 @@ def distant(ctx: Restore) -> Distant:
     """The connections with other nodes, between Phase.OPEN and Phase.CONNECT."""
     maker: TcpMaker = ctx.state["tcp maker"]
     return maker.distant
+
+
+def windows(ctx: Dump) -> Windows:
+    """The full windows between this node and others, between Cut.REGISTERS and Cut.COLLECT."""
+    if "windows" not in ctx.state:
+        ctx.state["windows"] = Windows(ctx)
+    found: Windows = ctx.state["windows"]
+    return found
 
 
 def look_again(ctx: Dump) -> None:
