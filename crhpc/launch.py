@@ -99,7 +99,9 @@ def _is_open_mpi(launcher: Sequence[str]) -> bool:
 def agent_environment(environment: Mapping[str, str], supervisor: str, secret: str,
                       launch: Launch = ALONE) -> dict[str, str]:
     """The agents' environment: the user's without the traces of an outer MPI launch, and where to report."""
-    kept = {name: value for name, value in environment.items() if not name.startswith(_OF_AN_OUTER_MPI)}
+    # The job's choice of an MPI for mpi4py is not the agents', which must have their launcher's.
+    foreign = _OF_AN_OUTER_MPI if "CRHPC_MPIEXEC" in environment else (*_OF_AN_OUTER_MPI, "MPI4PY_")
+    kept = {name: value for name, value in environment.items() if not name.startswith(foreign)}
     ours = with_this_package(kept) | {
         "CRHPC_SUPERVISOR": supervisor,
         "CRHPC_SECRET": secret,

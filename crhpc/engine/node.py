@@ -460,8 +460,7 @@ _NO_SENSE = (ArithmeticError, AssertionError, AttributeError, LookupError, Memor
 """What tables provoke that were not written by us, though each of them is as prescribed."""
 _TOLD = 200
 
-
-def _named(pairs: list[Any]) -> list[tuple[tuple[str, int], tuple[str, int]]]:
+def _named(pairs: list[Any]) -> list[Any]:
     return [((one[0], one[1]), (other[0], other[1])) for one, other in pairs]
 
 

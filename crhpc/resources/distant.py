@@ -6,6 +6,7 @@ which it finds in the other node's shard, and closes what was closed.
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,12 +65,18 @@ class Distant:
         """
         for link in links:
             if link["offers"]:
-                row = self._maker.rows[link["file"]]
-                try:
-                    self._offered[link["number"]] = self._maker.listeners.listen(row.family, row.name)
-                except OSError as error:
-                    raise self._failed(row, error) from error
+                self._offered[link["number"]] = self._listen(self._maker.rows[link["file"]])
         return {str(number): name for number, name in self._offered.items()}
+
+    def _listen(self, row: TcpSocket) -> Address:
+        """At the old port, or where that is taken at another."""
+        for name in (row.name, (row.local, 0)):
+            try:
+                return self._maker.listeners.listen(row.family, name)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or not name[1]:
+                    raise self._failed(row, error) from error
+        raise AssertionError
 
     def reach(self, links: Sequence[Link], offers: dict[str, Any]) -> dict[str, tuple[str, int]]:
         """Connect to what the others offer, from the old port where that is free; from where, by number.

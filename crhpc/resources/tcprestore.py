@@ -37,6 +37,8 @@ _EARLY = frozenset((
     *((socket.IPPROTO_IPV6, name) for name in (26, 75, 78)), (socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP)))
 """Options that matter when a socket is bound or connects: sharing, buffers, device, mark, urgent data inline, freebind,
 transparent, bind without a port, IPv6 only."""
+_OF_THE_PACKET = socket.IPPROTO_IP, socket.IP_MULTICAST_TTL
+"""An accepted connection's is that of the first packet; it means nothing to TCP, and can't be set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -413,7 +415,7 @@ class TcpMaker:
         if row.filter:
             sockopt.attach_filter(sock, row.filter)
         failed = [option for option in sockopt.set_options(sock, row.options)
-                  if option not in sockopt.OPTIONS_UNCONNECTED]
+                  if option not in (*sockopt.OPTIONS_UNCONNECTED, _OF_THE_PACKET)]
         if failed:
             self.ctx.warn(f"options of a TCP socket can't be set: {sockopt.shown_options(failed)}")
 

@@ -53,8 +53,8 @@ def test_every_order_is_known(side):
     """One that is not in the table would be an error of a kind that nobody sees before a user."""
     side.node.state = "running"
     fields = {"command": {}, "temporary": "/tmp/x", "directory": "/d", "image": "/i", "pods": {"0": {"last_pid": 7}},
-              "signal": 1, "group": False, "policy": {}, "address": "127.0.0.1", "env": {}, "peers": [], "senders": [], "owners": [],
-              "counts": {}, "offers": {}}
+              "signal": 1, "group": False, "policy": {}, "address": "127.0.0.1", "env": {}, "peers": [],
+              "senders": [], "owners": [], "counts": {}, "offers": {}}
     before = {Op.START: "empty", Op.CHECK: "empty", Op.CUT: "frozen", Op.THAW: "frozen", Op.BUILD: "empty",
               Op.CONNECT: "built", Op.RELEASE: "connected", Op.OFFER: "built", Op.REACH: "built", Op.SETTLE: "frozen",
               Op.EXPECT: "frozen", Op.DRAIN: "frozen", Op.RETURN: "frozen", Op.REFILL: "frozen"}

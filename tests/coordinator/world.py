@@ -182,7 +182,7 @@ class FakeNode:
         return {str(link["number"]): ("reached", self.rank) for link in links if not link["offers"]}
 
     def connect(self, links: Sequence[dict[str, int]] = (), names: dict[str, Any] | None = None) -> None:
-        self._enter("connect", "built")
+        self._enter("connect", "built", links=links, names=names)
         self.state = "connected"
 
     def release(self, last_pid: int) -> dict[str, int]:

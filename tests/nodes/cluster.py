@@ -195,7 +195,7 @@ def boot(place: Path, name: str, address: str) -> None:
             if path.startswith(f"{top}/"):
                 sh(f"mkdir -p {home}{path}\nmount -n --rbind {path} {home}{path}")
     sh(f"""hostname {name}
-        mkdir {home}/whole
+        mkdir -p {home}/whole
         mount -n -t proc proc {home}/whole
         mount -n -t proc proc /proc
         mount -n -t sysfs sysfs /sys
@@ -206,7 +206,7 @@ def boot(place: Path, name: str, address: str) -> None:
         ip link set lo up
         ip address add {address}/24 dev eth0
         ip link set eth0 up
-        mkdir {home}/run/lock""")
+        mkdir -p {home}/run/lock""")
     os.chdir(home)
     sh("mount -n --move run /run\nmount -n --move tmp /tmp")
     os.chdir("/")
