@@ -74,7 +74,7 @@ class Node:
 
     # -- a new job --------------------------------------------------------------------------------
     def start(self, command: dict[str, Any] | None, stdio: tuple[int, int, int], temporary: str,
-              files: dict[str, dict[str, Any]]) -> dict[str, int]:
+              files: dict[str, dict[str, Any]] | None = None) -> dict[str, int]:
         """Make a pod and start a command in it; its ids.
 
         Args:
@@ -89,7 +89,7 @@ class Node:
         self._names = {"hostname": socket.gethostname(), "boot_id": boot_id()}
         self.pod = PodProcess(temporary, hostname=self._names["hostname"], boot_id=self._names["boot_id"])
         self.context = self.pod.context(stdio)
-        for name, file in files.items():
+        for name, file in (files or {}).items():
             with open(os.open(os.path.join(temporary, name), os.O_WRONLY | os.O_CREAT | os.O_EXCL, file["mode"]), "w",
                       encoding="utf-8") as out:
                 out.write(file["text"])

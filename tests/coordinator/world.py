@@ -90,7 +90,7 @@ class FakeNode:
             raise self.fails.pop(method)
 
     def start(self, command: dict[str, Any] | None, stdio: tuple[int, int, int], temporary: str,
-              files: dict[str, dict[str, Any]]) -> dict[str, int]:
+              files: dict[str, dict[str, Any]] | None = None) -> dict[str, int]:
         self._enter("start", "empty", command=command, stdio=stdio, temporary=temporary, files=files)
         self.state = "running"
         return {"pid": 2, "host_pid": 1000 + self.rank, "tasks": int(command is not None)}

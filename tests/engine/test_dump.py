@@ -140,6 +140,7 @@ def test_all_kinds_leave_the_tasks_as_they_were(pod, run, take):
             before = looks(found)
             take(found, program, memory=memory)
             assert looks(found) == before
+    memory.clear()
     gc.collect()   # files whose contents would be read after the thaw
     assert len(os.listdir("/proc/self/fd")) == descriptors
     assert untraced(pod)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from crhpc.engine.node import _check_description
+from crhpc.engine.description import check_description
 from crhpc.errors import (
     CheckpointFailed,
     CommandNotFound,
@@ -144,7 +144,7 @@ def test_describe(job):
     assert 0 <= time.monotonic() - described["monotonic"] <= PATIENCE
     assert 0 <= time.clock_gettime(time.CLOCK_BOOTTIME) - described["boottime"] <= PATIENCE
     assert described["last_pid"] == 2
-    _check_description("/image", described)
+    check_description("/image", described)
 
 
 def test_write_while_the_job_goes_on(job):
