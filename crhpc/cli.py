@@ -348,10 +348,12 @@ def _add_job_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--wait-all", action="store_true",
                      help="the job is over when its last process ends, not when COMMAND does")
     sub.add_argument("-v", "--verbose", action="store_true", help="a line for each checkpoint")
-    sub.add_argument("--hosts", metavar="LIST", help=argparse.SUPPRESS)
-    sub.add_argument("--hostfile", type=Path, metavar="FILE", help=argparse.SUPPRESS)
-    sub.add_argument("--launcher", default="mpiexec", metavar="mpiexec|srun|ssh|PROGRAM", help=argparse.SUPPRESS)
-    sub.add_argument("--heartbeat", type=seconds, default=SECONDS, metavar="SECONDS", help=argparse.SUPPRESS)
+    sub.add_argument("--hosts", metavar="LIST", help="run on these hosts (node1,node[3-5]:2), this one among them")
+    sub.add_argument("--hostfile", type=Path, metavar="FILE", help="run on the hosts in a file, one a line")
+    sub.add_argument("--launcher", default="mpiexec", metavar="HOW",
+                     help="how agents are started elsewhere: mpiexec, srun, ssh, or a program like ssh (%(default)s)")
+    sub.add_argument("--heartbeat", type=seconds, default=SECONDS, metavar="SECONDS",
+                     help="a host that is silent for so long is lost (%(default)s)")
     sub.add_argument("--memory", type=count_of_bytes, default="256M", metavar="SIZE",
                      help="what an agent may use beside the job (%(default)s)")
     sub.add_argument("--level", type=int, default=LEVEL, metavar="N", help="of zstd's compression (%(default)s)")

@@ -13,7 +13,16 @@ from typing import Any, Protocol
 
 from crhpc.coordinator.endpoints import Connection, External, match
 from crhpc.coordinator.protocol import Message, Op, Transport
-from crhpc.errors import EXIT_INTERNAL, PASSING, CheckpointFailed, CrhpcError, Reported, Unsupported, failed_checkpoint
+from crhpc.errors import (
+    EXIT_INTERNAL,
+    PASSING,
+    CheckpointFailed,
+    CrhpcError,
+    OtherMachine,
+    Reported,
+    Unsupported,
+    failed_checkpoint,
+)
 from crhpc.filepolicy import FilePolicy
 from crhpc.log import logger
 
@@ -158,7 +167,7 @@ class Coordinator:
         Raises:
             CrhpcError: it can't be restarted here.
         """
-        job = self.store.job(message["image"])
+        job = self._read_job(message["image"])
         replies = self.order(Op.CHECK, image=message["image"], pods=job.get("pods", {}),
                              policy=message.get("policy", {}))
         plans = [line for _, reply in sorted(replies.items()) for line in reply["plans"]]
@@ -172,7 +181,7 @@ class Coordinator:
             CrhpcError: it can't be restarted here.
         """
         image = message["image"]
-        job = self.store.job(image)
+        job = self._read_job(image)
         if "cwd" in job:
             job = {**job, "cwd": FilePolicy.from_message(message.get("policy", {})).path(job["cwd"])}
         self._configure(message, {name: value for name, value in job.items() if name not in ("pods", "tasks")})
@@ -187,6 +196,19 @@ class Coordinator:
             self.order(Op.END)
             raise
         return self._started(replies, began, image)
+
+    def _read_job(self, image: str) -> dict[str, Any]:
+        """What an image says of its job.
+
+        Raises:
+            OtherMachine: it needs another number of hosts.
+        """
+        job = self.store.job(image)
+        had = len(job.get("pods", {}))
+        if had and (had > 1 or self.others) and had != self.transport.size:
+            raise OtherMachine(image=image, what=f"the job ran on {had} host(s), this is {self.transport.size}",
+                               cure=f"name {had} with --hosts" if had > 1 else "leave out --hosts")
+        return job
 
     def _connect(self, connections: list[Connection]) -> None:
         """Where both ends are on different nodes one listens, then the other connects, then all is as on one node."""

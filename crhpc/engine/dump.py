@@ -107,7 +107,9 @@ def survey(pod: PodProcess, context: Pod, kinds: list[Kind]) -> tuple[list[str],
 
     One line for each kind that would refuse; nothing that passes soon.
     """
-    ctx = Dump(None, context, pod, [*_running(pod.pid)], [], {})   # type: ignore[arg-type]
+    memory: dict[str, Any] = {}
+    ctx = Dump(None, context, pod, [*_running(pod.pid)], [], memory)   # type: ignore[arg-type]
+    ctx.closing.callback(memory.clear)   # some of it holds descriptors
     found: list[str] = []
     with ctx.closing:
         for kind in kinds:

@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 
 from crhpc.coordinator.endpoints import Connection, match
-from crhpc.errors import Unsupported
+from crhpc.errors import OtherMachine, Unsupported
 
 from .world import World
 
@@ -103,3 +103,15 @@ def test_the_near_end_is_the_one_that_was_accepted():
         (made,), outside = match(ends)
         assert (made.near_file, made.far_file) == (4, 3)
         assert outside == []
+
+
+def test_an_image_of_another_number_of_nodes(world):
+    world.start()
+    world.checkpoint()
+    world.store.images["/images/image-1"]["job"]["pods"].pop("2")
+    for node in world.nodes:
+        node.state = "empty"
+    for restart in (world.restart, lambda image: world.coordinator.check({"image": image})):
+        with pytest.raises(OtherMachine, match=r"the job ran on 2 host\(s\), this is 3. Cure: name 2 with --hosts"):
+            restart("/images/image-1")
+    assert not {"build", "check"} & set(world.calls())
