@@ -3,7 +3,8 @@
 Environment: CRHPC_TEST_ALL=1 makes a skip a failure; CRHPC_TEST_REPEAT=10 repeats what depends on chance;
 CRHPC_TEST_SEED=... repeats a run that failed; CRHPC_TEST_SHARED=1 takes no notice of files in /tmp and
 /dev/shm, where the same user kills MPI jobs elsewhere on the machine; CRHPC_OPENMPI names the environment
-that has Open MPI; CRHPC_TEST_PURE=0 leaves out what no user's rights have to do with, which has run elsewhere.
+that has Open MPI; CRHPC_TEST_PURE=0 leaves out what no user's rights have to do with, which has run elsewhere;
+CRHPC_TEST_SHARE=root or plain shares the matrix of MPIs and jobs between two runs.
 """
 from __future__ import annotations
 

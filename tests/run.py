@@ -39,7 +39,8 @@ def main() -> int:
         plain = _start_as(user, place, [str(place / "checkout/.venv/bin/python"), *tests], output.fileno())
         try:
             _title(f"tests as {_name(os.getuid())}")
-            code = subprocess.run([sys.executable, *tests], cwd=ROOT, check=False).returncode
+            code = subprocess.run([sys.executable, *tests], cwd=ROOT, env=os.environ | {"CRHPC_TEST_SHARE": "root"},
+                                  check=False).returncode
             plain.wait()
         finally:
             plain.terminate()
@@ -56,7 +57,7 @@ def _start_as(user: int, place: Path, command: list[str], output: int) -> subpro
     for name in ("TMPDIR", "PYTHONDONTWRITEBYTECODE"):   # the first is root's, perhaps; see also conftest.py
         kept.pop(name, None)
     environment = kept | {"HOME": str(place / "home"), "USER": "plain", "LOGNAME": "plain",
-                          "CRHPC_TEST_PURE": "0"}
+                          "CRHPC_TEST_PURE": "0", "CRHPC_TEST_SHARE": "plain"}
     return subprocess.Popen(command, cwd=place / "checkout", env=environment, umask=0o022, user=user, group=user,
                             extra_groups=[], stdin=subprocess.DEVNULL, stdout=output, stderr=output)
 
