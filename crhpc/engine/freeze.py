@@ -5,6 +5,7 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from crhpc.engine.scratch import map_area
@@ -67,9 +68,12 @@ class _Freezer:
         self.tracees: dict[int, Tracee] = {}
         self.gone: set[int] = set()
         """Threads that had ended when we came to them: what they have left behind may be where we had just looked."""
+        self.bearers: set[int] = set()
+        """Threads with children, who are told of their ends by SIGCHLD; of processes that have several threads."""
 
     def freeze(self) -> Frozen:
         watch.look(self.init)
+        self.bearers = set(_bearers(self.init))
         watch.pause()
         self.frozen.stopped_at = time.monotonic()
         try:
@@ -86,9 +90,7 @@ class _Freezer:
         more = False
         for pid in proc.descendants(self.init):
             threads = self.known.setdefault(pid, {})
-            # A signal that is ignored is kept where the thread that it is for is traced, and may end the call of one
-            # that is not. So all are traced before the first is stopped, the leader, for whom most signals are, last.
-            new = [tid for tid in reversed(proc.threads(pid) or [pid]) if tid not in threads]
+            new = self._targets_last(pid, [tid for tid in proc.threads(pid) or [pid] if tid not in threads])
             for tid in new:
                 if self._seize(pid, tid):
                     threads[tid] = False
@@ -101,6 +103,13 @@ class _Freezer:
                     if tid in threads:
                         ptrace.interrupt(tid)
         return more
+
+    def _targets_last(self, pid: int, tids: Iterable[int]) -> list[int]:
+        """Those that signals are for are traced last, and go first at the thaw.
+
+        An ignored signal is kept where its thread is traced (sig_ignored), and may end the call of one that is not.
+        """
+        return sorted(tids, key=lambda tid: (tid == pid, tid in self.bearers))
 
     def _seize(self, pid: int, tid: int) -> bool:
         """Whether a thread is ours; not where it has ended. In the midst of an exec none can be had for a moment."""
@@ -118,6 +127,8 @@ class _Freezer:
                     return False
                 if status.fields.get("State", "Z")[:1] in "ZX":
                     return False
+                if status.number("TracerPid") == os.getpid():   # a thread of ours that has this number since an exec
+                    return True
                 time.sleep(0.001)
         self._explain(pid, status)
         return False
@@ -183,7 +194,7 @@ class _Freezer:
             if not threads:
                 self._note_zombie(pid)
                 continue
-            numbers = dict(self._numbered(pid, tid) for tid in threads)
+            numbers = dict(self._numbered(pid, tid) for tid in self._targets_last(pid, threads)[::-1])
             number = proc.status(pid).inner("NSpid")
             if pid not in threads:
                 raise Unsupported(what="a process whose first thread has ended", pid=number, program=proc.program(pid),
@@ -242,6 +253,13 @@ class _Freezer:
                 watch.let_go_later(Tracee(pid, tid))
             self.tracees.pop(tid, None)
             del threads[tid]
+
+
+def _bearers(init: int) -> Iterator[int]:
+    for pid in proc.descendants(init):
+        threads = proc.threads(pid)
+        if len(threads) > 1:
+            yield from (tid for tid in threads if proc.children(pid, tid))
 
 
 @dataclass(slots=True)
