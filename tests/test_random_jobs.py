@@ -28,7 +28,7 @@ from pods import Subject, compile_program
 from crhpc.errors import Unsupported
 
 HOURS = float(os.environ.get("CRHPC_TEST_HOURS", "0"))
-EXAMPLES = 25
+EXAMPLES = 20
 SCRIPT = os.environ.get("CRHPC_TEST_SCRIPT")
 # The letters of tests/random_job: the more often one is here, the more often it is in a script. The first is nothing,
 # which is what a failing script is shrunk to.
