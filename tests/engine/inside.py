@@ -71,9 +71,12 @@ def state(host: int) -> str:
 
 
 def untraced(pod: PodProcess) -> bool:
-    """Whether nothing of a pod has a tracer."""
-    return not any(proc.status(host, tid).number("TracerPid")
-                   for host in proc.descendants(pod.pid) for tid in proc.threads(host))
+    """Whether nothing of a pod has a tracer; who ends meanwhile has none."""
+    for host in proc.descendants(pod.pid):
+        with suppress(OSError):
+            if any(proc.status(host, tid).number("TracerPid") for tid in proc.threads(host)):
+                return False
+    return True
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Restarts that fail, or are given up; and images that say of their pods what no job of ours can have said."""
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 
@@ -76,6 +77,7 @@ def test_a_restart_that_fails(job, image, spoil):
     """One line; no process, no descriptor, no directory is left, and the image is as it was."""
     described = job.described(image)
     spoil(job, image, described)
+    gc.collect()   # what earlier tests have left
     before = contents(image), sorted(os.listdir(job.images.parent)), len(os.listdir("/proc/self/fd"))
     children = proc.children(os.getpid())
     job.node = job.new_node()

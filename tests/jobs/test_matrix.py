@@ -44,5 +44,6 @@ def test_killed_twice_and_resumed(*, name: str, transport: str, job_name: str, p
     print(repetition, killings)
     assert answers[job_name].differences(Answer.read(job.place, job.stdout)) == []
     assert code == 0
-    # The ranks, and at least mpiexec, the agent and the supervisor.
-    assert all(killing.processes >= run.ranks + 3 for killing in killings)
+    # The ranks, and at least mpiexec, the agent and the supervisor; the ranks may not be back yet at the second time.
+    assert killings[0].processes >= run.ranks + 3
+    assert all(killing.processes >= 3 for killing in killings)
