@@ -77,10 +77,10 @@ def test_a_restart_that_fails(job, image, spoil):
     """One line; no process, no descriptor, no directory is left, and the image is as it was."""
     described = job.described(image)
     spoil(job, image, described)
-    gc.collect()   # what earlier tests have left
+    job.node = job.new_node()
+    gc.collect()   # what the last one remembered
     before = contents(image), sorted(os.listdir(job.images.parent)), len(os.listdir("/proc/self/fd"))
     children = proc.children(os.getpid())
-    job.node = job.new_node()
     with pytest.raises(CrhpcError) as caught:
         job.node.build(str(image), described, job.stdio)
         job.node.connect()
