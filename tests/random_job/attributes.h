@@ -19,7 +19,7 @@ static int attribute_step(int letter, int a, int b, int c)
 	case 'y':
 		switch (a % 8) {
 		case 0: snprintf(name, sizeof name, "actor %d,%d", b, c), prctl(PR_SET_NAME, name); break;
-		case 1: umask(b & 0777); break;
+		case 1: umask(b & 0077); break;   /* what its owner may not write is not opened for that again */
 		case 2: snprintf(name, sizeof name, "dir%d", b % 3), mkdir(name, 0755); if (b & 4 && chdir(name)) {} if (b & 8) rmdir(name); break;
 		case 3: setpriority(PRIO_PROCESS, 0, b % 20); break;
 		case 4: prctl(PR_SET_TIMERSLACK, 1000 * (1 + b)); break;

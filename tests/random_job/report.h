@@ -64,6 +64,7 @@ static void report_socket(int fd)
 	socklen_t size = sizeof peer;
 	for (unsigned i = 0; i < sizeof names / sizeof names[0]; i++) dprintf(1, " %d", option_of(fd, names[i]));
 	dprintf(1, " name %s", name_of(fd, 0));
+	if (option_of(fd, SO_DOMAIN) == AF_UNIX && option_of(fd, SO_TYPE) == SOCK_DGRAM) return;   /* theirs may be closed: who they were is lost */
 	dprintf(1, " peer %s", name_of(fd, 1));
 	if (option_of(fd, SO_DOMAIN) == AF_UNIX && getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0) dprintf(1, " of %s", who(peer.pid));
 }

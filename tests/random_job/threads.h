@@ -34,7 +34,7 @@ static void *wait_and_report(void *argument)
 	prctl(PR_SET_NAME, name);
 	for (int i = 0; i < NUMBERS; i++) sigaddset(&set, numbers[i]);   /* what is sent to the process must wait */
 	pthread_sigmask(SIG_BLOCK, &set, NULL);
-	if (o->way & 16) { if (unshare(CLONE_FS)) fail("unshare"); umask(o->number & 0777); if (o->way & 32 && chdir("/")) {} }
+	if (o->way & 16) { if (unshare(CLONE_FS)) fail("unshare"); umask(o->number & 0077); if (o->way & 32 && chdir("/")) {} }
 	if (o->way & 64) {
 		sigaddset(&set, 36);
 		pthread_sigmask(SIG_BLOCK, &set, NULL);
