@@ -136,6 +136,7 @@ def _running(init: int) -> Iterator[Task]:
 def write_tables(ctx: Dump, kinds: list[Kind]) -> None:
     """Hand the rows to the shard, a table for every record of every kind, empty ones too; the job runs."""
     run_steps(kinds, Cut.LATER, ctx)
+    ctx.state.clear()   # what is in it knows the dump: a circle, which would last until the collector comes
     for kind in kinds:
         for record in kind.records:
             ctx.writer.table(ctx.rows.get(record, []), record, table_name(record))

@@ -238,7 +238,6 @@ class Node:
             write_tables(self._dump, self.kinds)
             write_tree(self._dump)
             summary = self._writer.close()
-        self._dump.state.clear()   # what kinds have put there knows the dump: a circle, which would last for a while
         self._writer = self._dump = None
         return summary.to_json()
 
