@@ -17,3 +17,13 @@ def need(condition: object, reason: str) -> None:
     if os.environ.get("CRHPC_TEST_ALL") == "1":
         pytest.fail(f"{reason}, and CRHPC_TEST_ALL=1 lets no test be skipped", pytrace=False)
     pytest.skip(reason)
+
+
+def offered(condition: object, reason: str) -> None:
+    """Skip the test unless the kernel, or the user's rights, offer what it needs: nobody can install that, CI neither.
+
+    Args:
+        reason: what is missing.
+    """
+    if not condition:
+        pytest.skip(reason)

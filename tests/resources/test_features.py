@@ -4,7 +4,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from need import need
+from need import offered
 
 from crhpc.kernel import libc
 
@@ -22,9 +22,9 @@ def _known_here() -> None:
     try:
         libc.prctl(_PR_SET_SYSCALL_USER_DISPATCH, 0)
     except OSError as error:
-        need(False, f"no system call user dispatch ({error})")
+        offered(False, f"no system call user dispatch ({error})")
     release = Path("/proc/sys/kernel/osrelease").read_text(encoding="ascii").split(".")
-    need((int(release[0]), int(release[1])) >= (6, 4), "whether calls are dispatched can't be seen before Linux 6.4")
+    offered((int(release[0]), int(release[1])) >= (6, 4), "whether calls are dispatched can't be seen before Linux 6.4")
 
 
 def test_dispatched_calls_are_refused(refused):

@@ -5,7 +5,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from need import need
+from need import offered
 from pods import Subject
 
 from crhpc.engine.node import Node
@@ -214,7 +214,7 @@ GUARDED = SEALED.replace("libc.syscall(462, ctypes.c_void_p(at), ctypes.c_size_t
     (DROPPABLE, "knows_droppable", "droppable memory"), (SEALED, "knows_seals", "sealed memory"),
     (GUARDED, "knows_guards", "guard regions")], ids=["droppable", "sealed", "guards"])
 def test_an_older_kernel_that_lacks_what_the_job_uses(holding, monkeypatch, setup, test, what):
-    need(getattr(advice, test)(), f"this kernel has no {what}")
+    offered(getattr(advice, test)(), f"this kernel has no {what}")
     subject = holding(setup)
     image = subject.checkpoint(kill=True)
     with monkeypatch.context() as patch:
@@ -225,7 +225,7 @@ def test_an_older_kernel_that_lacks_what_the_job_uses(holding, monkeypatch, setu
 
 
 def test_names_of_memory_are_not_worth_a_refusal(holding, monkeypatch):
-    need(advice.knows_names(), "this kernel does not name memory")
+    offered(advice.knows_names(), "this kernel does not name memory")
     subject = holding(SEALED.replace("libc.syscall(462, ctypes.c_void_p(at), ctypes.c_size_t(4096), 0)", (
         "libc.prctl(0x53564d41, 0, ctypes.c_void_p(at), ctypes.c_size_t(4096), b'name')")))
     image = subject.checkpoint(kill=True)

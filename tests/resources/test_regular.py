@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from need import need
+from need import offered
 
 from crhpc.errors import FileGone
 
@@ -28,7 +28,7 @@ from crhpc.errors import FileGone
         "a path that is too long"])
 def test_refused(refused, setup, what):
     if "447" in setup:
-        need(_has_secret_memory(), "memfd_secret(2) is off here")
+        offered(_has_secret_memory(), "memfd_secret(2) is off here")
     error = refused(setup)
     assert what in str(error), error
 

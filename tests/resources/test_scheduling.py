@@ -7,7 +7,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from need import need
+from need import offered
 
 from crhpc.errors import Unsupported
 from crhpc.resources import scheduling
@@ -84,7 +84,7 @@ _STILL = "assert policies() == before and ctypes.string_at(private, size) == byt
 
 def test_policies_of_memory_come_back(holding, monkeypatch):
     """As on a machine with several nodes; on one with a single node nobody could tell the difference."""
-    need(os.path.exists("/proc/self/numa_maps"), "this kernel has no NUMA")
+    offered(os.path.exists("/proc/self/numa_maps"), "this kernel has no NUMA")
     monkeypatch.setattr(scheduling, "several_nodes", lambda: True)
     subject = holding(forking(_BOUND), _STILL)
     subject.checkpoint()
@@ -95,7 +95,7 @@ def test_policies_of_memory_come_back(holding, monkeypatch):
 
 def test_the_nice_value_of_a_session_comes_back(holding):
     """Several of them: a plain user may not set these in quick succession."""
-    need(os.path.exists("/proc/self/autogroup"), "this kernel has no autogroups")
+    offered(os.path.exists("/proc/self/autogroup"), "this kernel has no autogroups")
     subject = holding(forking("""
         own = lambda pid: open(f"/proc/{pid}/autogroup").read().split()[-1]
         def session(nice):

@@ -6,7 +6,7 @@ import os
 import re
 
 import pytest
-from need import need
+from need import offered
 
 from crhpc.resources import unsavable
 
@@ -50,7 +50,7 @@ def allowed(setup: str) -> bool:
 @pytest.mark.parametrize("name", MADE)
 def test_it_is_named_with_a_cure(name, refused):
     setup, what, cure = MADE[name]
-    need(allowed(setup), f"{name} can't be had here")
+    offered(allowed(setup), f"{name} can't be had here")
     error = str(refused(setup))
     assert what in error and cure in error.partition("Cure: ")[2]
 
