@@ -247,8 +247,9 @@ def interrupt_and_resume(job: Job, chance: random.Random, *options: str, kills: 
         if running.poll() is not None:
             raise Failed(f"the job ended with {running.poll()} before it could be killed; {running.said()}")
         moment = time.monotonic() - running.begun
-        newest = job.newest()
-        killings.append(Killing(newest, moment, len(running.kill_all(chance))))
+        killed = running.kill_all(chance)
+        newest = job.newest()   # by now: one may have been committed at the last moment
+        killings.append(Killing(newest, moment, len(killed)))
     running = job.run(*options, append=append)
     code = running.wait()
     if not running.resumed:

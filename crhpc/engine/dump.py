@@ -20,6 +20,9 @@ from crhpc.resources.files.tcp import endpoints, look_again
 
 log = logger(__name__)
 
+_PF_EXITING = 4
+"""linux/sched.h; in the flags of /proc/PID/stat."""
+
 
 class Cutting:
     """A cut in two steps: what is under way between nodes must have arrived everywhere before the second begins."""
@@ -97,7 +100,8 @@ def cut(frozen: Frozen, pod: PodProcess, context: Pod, writer: ShardWriter, kind
 
 def _has_ended(task: Task) -> bool:
     try:
-        return proc.stat(task.host).state in "ZX"
+        stat = proc.stat(task.host)
+        return stat.state in "ZX" or bool(stat.flags & _PF_EXITING)
     except OSError:
         return True
 
