@@ -112,7 +112,9 @@ def test_a_command_line_that_makes_no_sense(words):
 def test_the_streams_and_the_status(shell, agent):
     done = shell("node2", "cat; echo oops >&2; exit 7", given="some\ninput\n")
     assert (done.stdout, done.stderr, done.returncode) == ("some\ninput\n", "oops\n", 7)
-    assert agent.asked == [{"op": "spawn", "secret": SECRET, "host": "node2", "command": "cat; echo oops >&2; exit 7"}]
+    (asked,) = agent.asked
+    assert asked.pop("env")["PATH"] == os.environ["PATH"]
+    assert asked == {"op": "spawn", "secret": SECRET, "host": "node2", "command": "cat; echo oops >&2; exit 7"}
 
 
 def test_much_in_both_directions(shell):
