@@ -10,8 +10,9 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from crhpc.errors import OtherMachine
 from crhpc.image.records import U64
-from crhpc.kernel import libc, proc
+from crhpc.kernel import advice, libc, proc
 from crhpc.kernel.namespaces import write_file
 from crhpc.resources import Chapter, Cut, Kind, Phase, at
 from crhpc.resources.context import Dump, Restore, Task
@@ -99,6 +100,12 @@ class AttributesKind(Kind):
                 # who may not set it is spared the look
                 flusher = os.getuid() == 0 and bool(proc.stat(task.host, tracee.tid).flags & _PF_LOCAL_THROTTLE)
                 ctx.add(ThreadAttributes(task.pid, tid, death, U64(personality), flusher))
+
+    @at(Phase.CHECK)
+    def check(self, ctx: Restore) -> None:
+        if any(row.merging for row in ctx.rows(Attributes)) and not advice.knows_merging():
+            raise OtherMachine(image=ctx.image, what="this kernel does not merge pages (PR_SET_MEMORY_MERGE), as the "
+                                                     "job asked for", cure="restart on a node with a newer kernel")
 
     @at(Phase.SPACE)
     def set_huge_pages(self, ctx: Restore) -> None:

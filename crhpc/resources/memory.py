@@ -6,14 +6,13 @@ a stub (space.py): the mappings are made with their final protection; what they 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import struct
 from dataclasses import dataclass, field, replace
 
-from crhpc.errors import ImageDamaged, OtherMachine
+from crhpc.errors import ImageDamaged
 from crhpc.image.records import U64
-from crhpc.kernel import advice, descriptors, proc, vdso
+from crhpc.kernel import descriptors, proc, vdso
 from crhpc.resources import Chapter, Cut, Kind, Phase, at, bridge
 from crhpc.resources.bridge import Vdso
 from crhpc.resources.context import Dump, Restore, Task
@@ -33,7 +32,6 @@ from crhpc.resources.space import (
 )
 
 _PR_SET_MM, _PR_SET_MM_MAP = 35, 14
-_PR_SET_MEMORY_MERGE, _PR_GET_MEMORY_MERGE = 67, 68
 _MCL_FUTURE, _MCL_ONFAULT = 2, 4
 _PROT_EXEC = 4
 _GONE = " (deleted)"
@@ -69,15 +67,14 @@ class AddressSpace:
     exe: str = field(metadata={"path": True})
     exe_object: int = field(metadata={"doc": "id in the table shared_file of a program whose file is gone; else -1"})
     lock_future: int = field(metadata={"doc": "MCL_FUTURE and MCL_ONFAULT, where all to come is locked (mlockall)"})
-    merged: bool = field(metadata={"doc": "all memory may be merged with equal pages (PR_SET_MEMORY_MERGE)"})
 
 
 class MemoryKind(Kind):
     name = "memory"
     chapter = Chapter.MEMORY
     records = (AddressSpace, Vma, Vdso)
-    saved = ("mappings at their addresses with protection, madvise and mlock settings, seals and names; locking and "
-             "merging of all memory to come; the heap's end, the auxiliary vector, where arguments and environment "
+    saved = ("mappings at their addresses with protection, madvise and mlock settings, seals and names; locking of "
+             "all memory to come; the heap's end, the auxiliary vector, where arguments and environment "
              "are; the vdso where it was; `/proc/PID/exe`, also of a program whose file is gone")
     refused = (
         ("memory of a device (InfiniBand and other fabrics, GPUs)",
@@ -129,9 +126,6 @@ class MemoryKind(Kind):
     @at(Phase.CHECK)
     def check(self, ctx: Restore) -> None:
         bridge.check(ctx, {pid: kernel_pages(vmas) for pid, vmas in _by_pid(ctx).items()})
-        if any(row.merged for row in ctx.rows(AddressSpace)) and not advice.knows_merging():
-            raise OtherMachine(image=ctx.image, what="this kernel does not merge pages (PR_SET_MEMORY_MERGE), as the "
-                                                     "job asked for", cure="restart on a node with a newer kernel")
 
     @at(Phase.SPACE)
     def restore_space(self, ctx: Restore) -> None:
@@ -156,8 +150,6 @@ class MemoryKind(Kind):
     def restore_future(self, ctx: Restore) -> None:
         """What holds for all mappings to come, when those from before are made."""
         for row in ctx.rows(AddressSpace):
-            if row.merged:
-                ctx.tasks[row.pid].call("prctl", _PR_SET_MEMORY_MERGE, 1, 0, 0, 0)
             if row.lock_future:
                 try:
                     ctx.tasks[row.pid].call("mlockall", row.lock_future)
@@ -210,30 +202,18 @@ def _add_way(ctx: Dump, device: int, inode: int, path: str, way: str) -> int:
     return -1
 
 
-_knows_merging = True
-
-
 def _address_space(ctx: Dump, task: Task) -> AddressSpace:
-    global _knows_merging
     stat = proc.stat(task.host)
     words = {name: U64(getattr(stat, name)) for name in (
         "start_code", "end_code", "start_data", "end_data", "start_brk", "start_stack", "arg_start", "arg_end",
         "env_start", "env_end")}
-    calls: list[tuple[str, tuple[int, ...]]] = [("brk", (0,)), ("prctl", (_PR_GET_MEMORY_MERGE, 0, 0, 0, 0))]
-    try:
-        results = task.area.run(calls[:1 + _knows_merging])
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        _knows_merging = False   # before Linux 6.4
-        results = task.area.run(calls[:1])
     exe = os.readlink(f"/proc/{task.host}/exe")
     number = -1
     if exe.endswith(_GONE):
         file = os.stat(f"/proc/{task.host}/exe")
         number = _add_way(ctx, file.st_dev, file.st_ino, exe.removesuffix(_GONE), f"/proc/{task.host}/exe")
-    return AddressSpace(pid=task.pid, brk=U64(results[0]), auxv=proc.auxv(task.host), exe=exe, exe_object=number,
-                        lock_future=_lock_future(task), merged=results[1:] == [1], **words)
+    return AddressSpace(pid=task.pid, brk=U64(task.call("brk", 0)), auxv=proc.auxv(task.host), exe=exe,
+                        exe_object=number, lock_future=_lock_future(task), **words)
 
 
 def _lock_future(task: Task) -> int:
