@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
 from crhpc.errors import NotAllowed
+from crhpc.kernel.listeners import family_of
 
 _PATIENCE = 10.0
 _CURE = "see whether a firewall stands between the hosts, and name them by addresses that the others reach"
@@ -25,9 +26,8 @@ class Doorway:
             NotAllowed: it is none.
         """
         self.close()
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
         try:
-            self._server = socket.create_server((address, 0), family=family)
+            self._server = socket.create_server((address, 0), family=family_of(address))
         except OSError as error:
             raise NotAllowed(what=f"a connection to {address}", why=error.strerror or error, cure=_CURE) from None
         return int(self._server.getsockname()[1])

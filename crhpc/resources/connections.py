@@ -16,6 +16,7 @@ import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from crhpc.errors import PASSING, Unsupported
 from crhpc.kernel import ports, sockdiag, tcp
@@ -375,6 +376,33 @@ def _finish(sock: socket.socket, waiting: Waiting, shutdown: int) -> None:
         sock.shutdown(socket.SHUT_WR)
     if shutdown:
         sock.shutdown(socket.SHUT_RD)
+
+
+class Half(Protocol):
+    """What a closed end has to come back with; as in the record of a TCP socket."""
+
+    @property
+    def shutdown(self) -> int: ...
+    @property
+    def ended(self) -> bool: ...
+    @property
+    def end_read(self) -> bool: ...
+
+
+def close_directions(sock: socket.socket, row: Half) -> None:
+    """Close the directions of a connection made anew that its program had closed."""
+    if row.shutdown & _WRITE:
+        sock.shutdown(socket.SHUT_WR)
+    if row.shutdown & _READ and not row.ended:
+        sock.shutdown(socket.SHUT_RD)
+
+
+def await_end(sock: socket.socket, row: Half, timeout: float) -> None:
+    """Wait until the other end has closed its direction, where it had, and take note where the program had."""
+    if row.ended:
+        tcp.until(lambda: tcp.info(sock).state in (*ENDED, sockdiag.TCP_CLOSE), timeout)
+        if row.end_read:
+            sock.recv(1, socket.MSG_DONTWAIT)
 
 
 def _read_to_end(sock: socket.socket) -> tuple[bytes, bool]:

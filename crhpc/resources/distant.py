@@ -13,20 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from crhpc.errors import RestartFailed
-from crhpc.image.format import PAGE
 from crhpc.image.reader import Image, Shard
-from crhpc.kernel import sockdiag, tcp
+from crhpc.kernel import tcp
 from crhpc.kernel.listeners import Listeners, as_family, connect
 from crhpc.kernel.ports import Address
-from crhpc.resources.connections import ENDED
+from crhpc.resources.connections import await_end, close_directions
 from crhpc.resources.context import table_name
-from crhpc.resources.sockets import shown_address
+from crhpc.resources.sockets import brought_back, shown_address
 
 if TYPE_CHECKING:
     from crhpc.resources.tcprestore import TcpSocket
 
 _MOMENT, _REFILL, _PIECE = 10.0, 30.0, 32 << 10
-_READ, _WRITE = 1, 2
 
 Link = dict[str, int]
 """number, file, node and far (the other end's node and file), offers"""
@@ -138,11 +136,7 @@ class Distant:
                     tcp.offer_window(sock, row.arrived)
                 tcp.refill(sock, _unread(image.node(link["node"]), type(row), link["far"]), _REFILL)
         for file, sock in self._sockets.items():
-            row = self._maker.rows[file]
-            if row.shutdown & _WRITE:
-                sock.shutdown(socket.SHUT_WR)
-            if row.shutdown & _READ and not row.ended:
-                sock.shutdown(socket.SHUT_RD)
+            close_directions(sock, self._maker.rows[file])
         for file, sock in self._sockets.items():
             self._await(self._maker.rows[file], sock)
         self._sockets.clear()
@@ -150,11 +144,8 @@ class Distant:
     def _await(self, row: TcpSocket, sock: socket.socket) -> None:
         """What the other end sends, and its end."""
         tcp.until(lambda: tcp.unread(sock) >= row.arrived, 2.0)
-        if row.ended:
-            tcp.until(lambda: tcp.info(sock).state in (*ENDED, sockdiag.TCP_CLOSE), _MOMENT)
-            if row.end_read:
-                with contextlib.suppress(OSError):
-                    sock.recv(1, socket.MSG_DONTWAIT)
+        with contextlib.suppress(OSError):
+            await_end(sock, row, _MOMENT)
 
     def close(self) -> None:
         for sock in self._sockets.values():
@@ -164,4 +155,4 @@ class Distant:
 def _unread(shard: Shard, record: type[TcpSocket], file: int) -> bytes:
     """What a socket of another node had not read."""
     row = next(row for row in shard.table(record, table_name(record)) if row.id == file)
-    return row.unread if row.pages < 0 else shard.pages(row.pages, 0, -(-row.length // PAGE))[:row.length]
+    return brought_back(shard, row.unread, row.pages, row.length)

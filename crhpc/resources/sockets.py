@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from crhpc.errors import CrhpcError, FileGone, ImageDamaged, OtherMachine, PortTaken
+from crhpc.image.reader import Shard
 from crhpc.kernel import ports, proc, sockdiag, sockopt
 from crhpc.kernel.libc import PAGE
 from crhpc.kernel.listeners import is_any
@@ -229,9 +230,9 @@ def put_aside(ctx: Dump, name: str, content: bytes) -> tuple[bytes, int, int]:
     return b"", ctx.save_bytes(name, content), len(content)
 
 
-def brought_back(ctx: Restore, inline: bytes, pages: int, length: int) -> bytes:
-    """What ``put_aside`` was given."""
-    return inline if pages < 0 else ctx.shard.pages(pages, 0, -(-length // PAGE))[:length]
+def brought_back(shard: Shard, inline: bytes, pages: int, length: int) -> bytes:
+    """What ``put_aside`` was given, on the node of a shard."""
+    return inline if pages < 0 else shard.pages(pages, 0, -(-length // PAGE))[:length]
 
 
 def check_inet(ctx: Restore, row: InetName, *addresses: tuple[int, str, int], options: bytes) -> None:

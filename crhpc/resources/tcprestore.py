@@ -18,7 +18,7 @@ from crhpc.kernel import ports, sockdiag, sockopt, tcp
 from crhpc.kernel.listeners import Listeners, as_family, connect, family_of, is_any, name_of, unmapped
 from crhpc.kernel.ports import Address
 from crhpc.kernel.tcp import Unread
-from crhpc.resources.connections import ENDED
+from crhpc.resources.connections import ENDED, await_end, close_directions
 from crhpc.resources.context import Restore
 from crhpc.resources.distant import Distant
 from crhpc.resources.files import File
@@ -344,21 +344,17 @@ class TcpMaker:
                 continue
             if row.state == _CLOSE:
                 _close_like(row, own, other)
-            if row.state != _CLOSE and row.shutdown & _WRITE:
-                own.shutdown(socket.SHUT_WR)
-            if row.state != _CLOSE and row.shutdown & _READ and not row.ended:
-                own.shutdown(socket.SHUT_RD)
+            else:
+                close_directions(own, row)
         for row, own, _ in ends:
             if row is None:
                 own.close()
         for row, own, _ in ends:
-            if row is not None and row.ended and row.state != _CLOSE:
-                tcp.until(lambda own=own: tcp.info(own).state in (*ENDED, _CLOSE), _MOMENT)   # type: ignore[misc]
-                if row.end_read:
-                    own.recv(1, socket.MSG_DONTWAIT)
+            if row is not None and row.state != _CLOSE:
+                await_end(own, row, _MOMENT)
 
     def _send(self, row: TcpSocket, own: socket.socket, other: socket.socket) -> None:
-        what = Unread(brought_back(self.ctx, row.unread, row.pages, row.length), row.urgent, row.urgent_read)
+        what = Unread(brought_back(self.ctx.shard, row.unread, row.pages, row.length), row.urgent, row.urgent_read)
         if not what.data:
             return
         if row.arrived > _PIECE:
@@ -398,7 +394,7 @@ class TcpMaker:
                     connect(near, comes_from, to, _MOMENT)
                 except OSError:
                     connect(near, (comes_from[0], 0), to, _MOMENT)
-                tcp.refill(near, brought_back(self.ctx, found.unread, found.pages, found.length), _REFILL)
+                tcp.refill(near, brought_back(self.ctx.shard, found.unread, found.pages, found.length), _REFILL)
                 tcp.until(lambda place=place: tcp.info(sock).waiting > place, _MOMENT)   # type: ignore[misc]
                 if found.reset:
                     tcp.reset(near)

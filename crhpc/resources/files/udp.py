@@ -38,7 +38,6 @@ from crhpc.resources.sockets import (
 )
 
 _SIOCOUTQ = 0x5411
-_READ, _WRITE = 1, 2
 _OPTIONS = (*sockopt.OPTIONS_SOCKET, *sockopt.OPTIONS_INET, *sockopt.OPTIONS_UDP, (socket.SOL_SOCKET, 49))
 _OPTIONS6 = (*_OPTIONS, *sockopt.OPTIONS_INET6)
 _EARLY = frozenset((
@@ -307,7 +306,7 @@ class _Maker:
 
     def _fill(self, row: UdpSocket, queue: list[UdpMessage]) -> None:
         sock = self.made[row.id]
-        content = memoryview(brought_back(self.ctx, row.unread, row.pages, row.length))
+        content = memoryview(brought_back(self.ctx.shard, row.unread, row.pages, row.length))
         shared = sum(other.local_port == row.local_port for other in self.rows) > 1
         lock, size = sock.getsockopt(socket.SOL_SOCKET, sockopt.SO_BUF_LOCK), sock.getsockopt(
             socket.SOL_SOCKET, socket.SO_RCVBUF)
