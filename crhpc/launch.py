@@ -116,8 +116,7 @@ def agent_environment(environment: Mapping[str, str], supervisor: str, secret: s
         return ours | {"HYDRA_LAUNCHER": "fork"}
     if launch.launcher == "mpiexec":
         return ours
-    way = {"srun": "srun", "ssh": "ssh"}.get(launch.launcher, launch.launcher)
-    return ours | {"OMPI_MCA_plm_rsh_agent": way, "PRTE_MCA_plm_ssh_agent": way}
+    return ours | {"OMPI_MCA_plm_rsh_agent": launch.launcher, "PRTE_MCA_plm_ssh_agent": launch.launcher}
 
 
 def with_this_package(environment: Mapping[str, str]) -> dict[str, str]:

@@ -183,10 +183,7 @@ class Supervisor:
     def _agent_lost(self, why: str = "") -> None:
         assert self._agents is not None
         self._let_agent_go()
-        if self._monitor is not None:
-            self._monitor.close()   # the other agents end, too
-            self._unwatch(self._monitor)
-            self._monitor = None
+        self._let_monitor_go()   # the other agents end, too
         self._agents.end(_EOF_SECONDS)
         status = self._agents.wait(0)
         why = why or ("the connection to it broke" if status is None else f"its launcher ended with {ended(status)}")
@@ -199,6 +196,12 @@ class Supervisor:
         if self._agent is not None:
             self._unwatch(self._agent)
             self._agent.close()
+
+    def _let_monitor_go(self) -> None:
+        if self._monitor is not None:
+            self._unwatch(self._monitor)
+            self._monitor.close()
+            self._monitor = None
 
     def _quote_agents(self) -> None:
         assert self._agents is not None
@@ -447,8 +450,7 @@ class Supervisor:
             self._agents.close()
         if self._agent_process is not None:
             self._agent_process.end(_EOF_SECONDS)
-        if self._monitor is not None:
-            self._monitor.close()
+        self._let_monitor_go()
         self._selector.close()
 
 

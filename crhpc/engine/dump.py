@@ -90,14 +90,6 @@ class Cutting:
             raise
 
 
-def cut(frozen: Frozen, pod: PodProcess, context: Pod, writer: ShardWriter, kinds: list[Kind], memory: dict[str, Any],
-        steps: Steps) -> Dump:
-    """Dump a frozen pod at once, as `Cutting`."""
-    cutting = Cutting(frozen, pod, context, writer, kinds, memory, steps)
-    cutting.begin()
-    return cutting.finish()
-
-
 def _has_ended(task: Task) -> bool:
     try:
         stat = proc.stat(task.host)

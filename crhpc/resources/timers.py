@@ -21,7 +21,6 @@ _ITIMERS = (_ITIMER_REAL, _ITIMER_VIRTUAL, _ITIMER_PROF)
 _PR_TIMER_CREATE_RESTORE_IDS = 77
 _MOST_IDS = 1 << 16
 _NOTIFY = {"signal": 0, "none": 1, "thread": 2, "signal/tid": 4}
-_SIGEV_THREAD_ID = 4
 _TIMER_ABSTIME = 1
 _US, _NS = 10**6, 10**9
 _CLOCKS = {time.CLOCK_MONOTONIC: "monotonic", time.CLOCK_BOOTTIME: "boottime"}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from crhpc.coordinator.endpoints import match
+from crhpc.engine.dump import Cutting
 from crhpc.engine.freeze import Frozen, freeze, thaw
 from crhpc.engine.node import Node
 from crhpc.engine.pod import PodProcess
@@ -20,6 +21,7 @@ from crhpc.errors import CrhpcError
 from crhpc.image.commit import commit
 from crhpc.image.format import ShardSummary, image_name, image_numbers, new_temporary, read_manifest
 from crhpc.kernel import proc
+from crhpc.resources.context import Dump
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 30.0
@@ -77,6 +79,13 @@ def untraced(pod: PodProcess) -> bool:
             if any(proc.status(host, tid).number("TracerPid") for tid in proc.threads(host)):
                 return False
     return True
+
+
+def cut(*what: Any) -> Dump:
+    """Both steps of a cut (``Cutting``), with no other node to wait for."""
+    cutting = Cutting(*what)
+    cutting.begin()
+    return cutting.finish()
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import socket
 import h5py
 import pytest
 
-from crhpc.engine.dump import cut, survey, write_tables, write_tree
+from crhpc.engine.dump import survey, write_tables, write_tree
 from crhpc.errors import PASSING, Unsupported
 from crhpc.image.commit import commit
 from crhpc.image.format import new_temporary
@@ -22,7 +22,7 @@ from crhpc.resources.files import Descriptor, File
 from crhpc.resources.files.stdio import StandardStream
 from crhpc.resources.tree import Process
 
-from .inside import frozen, state, until, untraced
+from .inside import cut, frozen, state, until, untraced
 
 ALL = kinds()
 BEFORE_THE_THAW = [moment for moment in Cut if moment is not Cut.LATER]
