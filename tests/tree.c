@@ -1,16 +1,12 @@
 /* Grows the process tree that its argument says, for tests/test_trees.py: steps as "actor operation argument", separated
    by commas; actors are numbered in the order of their birth, 0 is this program. Each process does its own steps; then all
    note where they are in the tree and what they know of their children, and at SIGTERM must find it so. */
-#include "programs/program.h"
+#include "programs/waiting.h"
 #include <dirent.h>
-#include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
-#include <stdatomic.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
-#include <sys/syscall.h>
-#include <time.h>
 
 #define MOST 512
 #define CHILDREN 260
@@ -25,40 +21,10 @@ static int count, self;
 struct child { int pid, thread, code, status; };
 struct place { int parent, group, session, children; struct child child[CHILDREN]; };
 
-static void settle(atomic_int *word, int seen)
-{
-	struct timespec patience = {0, 20000000};
-	syscall(SYS_futex, word, FUTEX_WAIT, seen, &patience, NULL, 0);
-}
-
 static void advance(atomic_int *word)
 {
 	atomic_fetch_add(word, 1);
 	syscall(SYS_futex, word, FUTEX_WAKE, 1000, NULL, NULL, 0);
-}
-
-/* The letter of /proc/PID/stat; 0 where there is no such process. */
-static int state_of(int pid)
-{
-	char path[64], line[512] = "", *end;
-	int fd;
-	snprintf(path, sizeof path, "/proc/%d/stat", pid);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0) return 0;
-	if (read(fd, line, sizeof line - 1) <= 0) line[0] = 0;
-	close(fd);
-	end = strrchr(line, ')');
-	return end ? end[2] : 0;
-}
-
-static void await_state(int pid, int a, int b)
-{
-	for (int i = 0; i < 20000; i++) {
-		int state = state_of(pid);
-		if (state == a || state == b) return;
-		usleep(500);
-	}
-	fail("process %d does not get into state %c", pid, a);
 }
 
 static int by_pid(const void *a, const void *b)
@@ -148,8 +114,8 @@ static void do_step(int at)
 	case 'S': CHECK(prctl(PR_SET_CHILD_SUBREAPER, s->argument) == 0); break;
 	case 'x': _exit(s->argument);
 	case 'k': signal(s->argument, SIG_DFL); kill(getpid(), s->argument); pause(); break;
-	case 'z': kill(pid, SIGSTOP); await_state(pid, 'T', 'T'); shared->stopped[s->argument] = 1; break;
-	case 'c': kill(pid, SIGCONT); await_state(pid, 'S', 'S'); shared->stopped[s->argument] = 0; break;
+	case 'z': kill(pid, SIGSTOP); await_process(pid, 'T', 'T'); shared->stopped[s->argument] = 1; break;
+	case 'c': kill(pid, SIGCONT); await_process(pid, 'S', 'S'); shared->stopped[s->argument] = 0; break;
 	default: fail("unknown operation %c", s->operation);
 	}
 	if (!strchr("fupt", s->operation)) advance(&shared->step);
@@ -159,8 +125,8 @@ static void do_step(int at)
 /* The program itself sees to those that end: they can't say so. */
 static void await_end(const struct step *s)
 {
-	await_state(shared->pids[s->actor], 'Z', 0);
-	if (state_of(shared->pids[s->actor]) == 'Z') usleep(2000);   /* unless the pod's first process is about to reap it */
+	await_process(shared->pids[s->actor], 'Z', 0);
+	if (process_state(shared->pids[s->actor]) == 'Z') usleep(2000);   /* unless the pod's first process is about to reap it */
 	shared->dead[s->actor] = 1;
 	advance(&shared->step);
 }

@@ -10,13 +10,12 @@ image, in frames of 1 MiB with a thread for each core, and 100 ms. Both are done
 """
 from __future__ import annotations
 
-import argparse
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import zstandard
-from held import CASES, MIB, PAGE, Case, Held, Pages, Times, held
+from held import MIB, PAGE, Held, Pages, Times, held, options
 
 
 def compressing(stored: Pages) -> Times:
@@ -47,24 +46,17 @@ def measure(pod: Held, repeat: int) -> tuple[Pages, list[Times], list[Times], li
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("cases", nargs="*", type=Case.parse, default=CASES)
-    parser.add_argument("--dir", default="/dev/shm")
-    parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--memory", type=int, default=256, help="MiB, as of crhpc run")
-    parser.add_argument("--huge", action="store_true", help="the memory is of transparent huge pages")
-    options = parser.parse_args()
+    told = options(__doc__)
     print(f"load {os.getloadavg()[0]:.1f}; ms")
     print("MiB x procs     pages  zstd  checkpoint  limit  checkpoint/limit  CPU/zstd's  frozen   steps above 5 ms")
-    for case in options.cases:
-        with held(case, options.dir, memory=options.memory << 20, huge=options.huge) as pod:
-            stored, taken, zstd, frozen = measure(pod, options.repeat)
+    for case in told.cases:
+        with held(case, told.dir, memory=told.memory << 20, huge=told.huge) as pod:
+            stored, taken, zstd, frozen = measure(pod, told.repeat)
         best, least = min(taken), min(zstd)
         limit = 1.3 * least.whole + 0.1
-        steps = ", ".join(f"{name} {seconds * 1e3:.0f}" for name, seconds in best.steps.items() if seconds > 0.005)
         print(f"{case!s:13} {len(stored) // PAGE:7} {least.whole * 1e3:5.0f} {best.whole * 1e3:11.0f} "
               f"{limit * 1e3:6.0f} {best.whole / limit:17.2f} {min(t.cpu for t in taken) / least.cpu:11.2f} "
-              f"{min(frozen) * 1e3:7.0f}   {steps}", flush=True)
+              f"{min(frozen) * 1e3:7.0f}   {best.long_steps()}", flush=True)
 
 
 if __name__ == "__main__":

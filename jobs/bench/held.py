@@ -7,6 +7,7 @@ thousands of small mappings), threads (doubles, and 500 threads), files (doubles
 """
 from __future__ import annotations
 
+import argparse
 import contextlib
 import mmap
 import os
@@ -67,6 +68,17 @@ class Case:
 
 CASES = [Case.parse(text) for text in (
     "64", "512", "2048", "256x4", "512:text", "512:noise", "512:zeros", "256:mappings", "64:threads", "64:files")]
+
+
+def options(about: str | None) -> argparse.Namespace:
+    """What a benchmark of cases is told on its command line."""
+    parser = argparse.ArgumentParser(description=(about or "").partition("\n")[0])
+    parser.add_argument("cases", nargs="*", type=Case.parse, default=CASES)
+    parser.add_argument("--dir", default="/dev/shm")
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--memory", type=int, default=256, help="MiB, as of crhpc run")
+    parser.add_argument("--huge", action="store_true", help="the memory is of transparent huge pages")
+    return parser.parse_args()
 
 
 def fill(memory: Pages, seed: int, kind: str) -> None:
@@ -135,6 +147,10 @@ class Times:
     def until_now(self, steps: Mapping[str, float]) -> Times:
         """What it took since the start."""
         return Times(time.monotonic() - self.whole, time.process_time() - self.cpu, dict(steps))
+
+    def long_steps(self) -> str:
+        """Those above 5 ms, in milliseconds."""
+        return ", ".join(f"{name} {seconds * 1e3:.0f}" for name, seconds in self.steps.items() if seconds > 0.005)
 
 
 class Held:

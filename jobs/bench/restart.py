@@ -10,11 +10,10 @@ touched, of the same kind: huge pages or not) and 300 ms. Both are done in turns
 """
 from __future__ import annotations
 
-import argparse
 import os
 
 import numpy as np
-from held import CASES, PAGE, Case, Pages, Times, fresh, held
+from held import PAGE, Pages, Times, fresh, held, options
 
 
 def copying(stored: Pages, *, huge: bool) -> Times:
@@ -26,28 +25,21 @@ def copying(stored: Pages, *, huge: bool) -> Times:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("cases", nargs="*", type=Case.parse, default=CASES)
-    parser.add_argument("--dir", default="/dev/shm")
-    parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--memory", type=int, default=256, help="MiB, as of crhpc run")
-    parser.add_argument("--huge", action="store_true", help="the memory is of transparent huge pages")
-    options = parser.parse_args()
+    told = options(__doc__)
     print(f"load {os.getloadavg()[0]:.1f}; ms")
     print("MiB x procs     pages   copy  restart  limit  restart/limit   steps above 5 ms")
-    for case in options.cases:
-        with held(case, options.dir, memory=options.memory << 20, huge=options.huge) as pod:
+    for case in told.cases:
+        with held(case, told.dir, memory=told.memory << 20, huge=told.huge) as pod:
             pod.checkpoint()
             stored = pod.stored()
             taken, copies = [], []
-            for _ in range(options.repeat):
+            for _ in range(told.repeat):
                 taken.append(pod.restart())
-                copies.append(copying(stored, huge=options.huge))
+                copies.append(copying(stored, huge=told.huge))
         best, copy = min(taken), min(copies)
         limit = 1.5 * copy.whole + 0.3
-        steps = ", ".join(f"{name} {seconds * 1e3:.0f}" for name, seconds in best.steps.items() if seconds > 0.005)
         print(f"{case!s:13} {len(stored) // PAGE:7} {copy.whole * 1e3:6.0f} {best.whole * 1e3:8.0f} "
-              f"{limit * 1e3:6.0f} {best.whole / limit:14.2f}   {steps}", flush=True)
+              f"{limit * 1e3:6.0f} {best.whole / limit:14.2f}   {best.long_steps()}", flush=True)
 
 
 if __name__ == "__main__":

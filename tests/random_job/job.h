@@ -1,13 +1,9 @@
 /* What all parts of the program share: the actors, and waiting for each other. */
 #ifndef JOB_H
 #define JOB_H
-#include "../programs/program.h"
-#include <linux/futex.h>
+#include "../programs/waiting.h"
 #include <poll.h>
 #include <sched.h>
-#include <stdatomic.h>
-#include <sys/syscall.h>
-#include <time.h>
 
 #define ACTORS 8
 #define MOST_STEPS 400
@@ -22,42 +18,12 @@ static struct shared {
 static int self, step_number;
 static unsigned job_number;   /* for names that all programs of the machine share */
 
-static inline void settle(atomic_int *word, int seen)
-{
-	struct timespec patience = {0, 20000000};
-	syscall(SYS_futex, word, FUTEX_WAIT, seen, &patience, NULL, 0);
-}
-
 static inline void wait_for_change(atomic_int *word, int seen)
 {
 	syscall(SYS_futex, word, FUTEX_WAIT, seen, NULL, NULL, 0);
 }
 
 static inline void wake(atomic_int *word) { syscall(SYS_futex, word, FUTEX_WAKE, 1000, NULL, NULL, 0); }
-
-/* The letter of /proc/PID/stat; 0 where there is no such process. */
-static inline int process_state(int pid)
-{
-	char path[64], line[512] = "", *end;
-	int fd;
-	snprintf(path, sizeof path, "/proc/%d/stat", pid);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0) return 0;
-	if (read(fd, line, sizeof line - 1) <= 0) line[0] = 0;
-	close(fd);
-	end = strrchr(line, ')');
-	return end ? end[2] : 0;
-}
-
-static inline void await_process(int pid, int a, int b)
-{
-	for (int i = 0; i < 20000; i++) {
-		int state = process_state(pid);
-		if (state == a || state == b) return;
-		usleep(500);
-	}
-	fail("process %d does not get into state %c", pid, a);
-}
 
 /* Who has a number; 100 for nobody, 99 for someone else. */
 static inline int actor_of(int pid)
