@@ -65,6 +65,6 @@ int main(void)
 	}
 	look(after);
 	CHECK(after[SIGUSR2].handler == 0 && after[SIGUSR1].handler == 0);
-	for (int i = 0; i < 65; i++) if (before[i].handler == 1) CHECK(raise(i) == 0);
+	for (int i = 1; i < 65; i++) if (!special(i) && before[i].handler == 1) CHECK(raise(i) == 0);
 	pass();
 }
