@@ -95,6 +95,6 @@ int main(int argc, char **argv)
 		write_all(o.output, now, (int)(o.size / ranks));
 	if (log)
 		fclose(log);
-	MPI_Finalize();
+	leave(ranks);
 	return 0;
 }

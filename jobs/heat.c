@@ -18,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include "leave.h"
 
 struct options {
 	long size, steps, report, pause;
@@ -273,6 +274,6 @@ int main(int argc, char **argv)
 		write_plate(&b, o.output);
 	if (log)
 		fclose(log);
-	MPI_Finalize();
+	leave(b.ranks);
 	return 0;
 }

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include "leave.h"
 
 struct options {
 	long size, steps, report, pause;

@@ -98,6 +98,6 @@ int main(int argc, char **argv)
 		write_all(o.output, trace, 64);
 	if (log)
 		fclose(log);
-	MPI_Finalize();
+	leave(ranks);
 	return 0;
 }
