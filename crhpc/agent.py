@@ -232,7 +232,7 @@ class Agent:
         self.coordinator = Coordinator(self.transport, ImageStore(), self._report, self._turn, self._wake)
         self.hosts = message.get("hosts") or [socket.gethostname()]
         try:
-            joined = self.coordinator.join(memory=message["memory"], level=message["level"])
+            joined = self.coordinator.join(self.hosts, memory=message["memory"], level=message["level"])
             if message["op"] == "start":
                 started = self._start(message, joined)
             elif message.get("dry_run"):
@@ -251,9 +251,9 @@ class Agent:
     def _start(self, message: Message, joined: dict[int, Message]) -> Message:
         assert self.coordinator is not None
         temporary = temporary_directory(message)
-        if not joined:
+        if len(joined) < 2:
             return self.coordinator.start(message, temporary)
-        slots = [len(message["cpus"]), *(joined[rank]["cpus"] for rank in sorted(joined))]
+        slots = [len(message["cpus"]), *(joined[rank]["cpus"] for rank in self.coordinator.others)]
         files, variables = remoteshell.prepare(temporary, self.hosts, slots)
         self.shell = RemoteShell(files[remoteshell.FILE]["text"], self.hosts, self.coordinator.order)
         return self.coordinator.start({**message, "env": {**message["env"], **variables}}, temporary, files)

@@ -123,6 +123,8 @@ def _meaning(field: dataclasses.Field[object]) -> str:
         words.append(doc.replace("|", "\\|"))
     if field.metadata.get("path"):
         words.append("(a path: `--map` changes it)")
+    if field.metadata.get("host"):
+        words.append("(an address: of where the pod is by then)")
     return " ".join(words)
 
 

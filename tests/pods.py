@@ -127,16 +127,19 @@ class Subject:
             self.node = None
 
     def restart(self, image: Path, policy: FilePolicy | None = None, *, compare: bool = True,
-                but: str = "(?!)") -> None:
+                but: str = "(?!)", places: dict[str, object] | None = None) -> None:
         """A new pod from an image; an observer compares it with the old one.
 
         Args:
             but: a pattern of differences that are meant to be.
+            places: what became of machines' addresses.
         """
         described = read_manifest(image).job["pods"]["0"]
         self.node = Node(0, memory=64 << 20, level=1, warn=self.warnings.append)
-        self.node.build(str(image), described, self._stdio, policy.to_message() if policy else None)
+        self.node.build(str(image), described, self._stdio, policy.to_message() if policy else None,
+                        places)
         self.node.connect()
+        self.node.finish()
         assert self.node.pod is not None
         differ = differences(self.seen[image], observe(self.node.pod.pid)) if compare else []
         differ = [line for line in differ if not re.match(but, line)]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from crhpc.coordinator.endpoints import Connection, External, match
+from crhpc.coordinator.placement import place
 from crhpc.coordinator.protocol import Message, Op, Transport
 from crhpc.errors import (
     EXIT_INTERNAL,
@@ -94,6 +95,8 @@ class Coordinator:
         self._replies: dict[int, dict[int, Message]] = {}
         self._committer = ThreadPoolExecutor(1, thread_name_prefix="crhpc-commit")
         self.job: dict[str, Any] = {}
+        self.nodes: dict[int, Message] = {}
+        """What each said of itself when it joined."""
         self.directory = ""
         self.every: float | None = None
         self.due: float | None = None
@@ -157,9 +160,10 @@ class Coordinator:
         """The ranks beside this one."""
         return list(range(1, self.transport.size))
 
-    def join(self, **settings: Any) -> dict[int, Message]:
-        """Have the other ranks make their members; what they say of their nodes (cpus)."""
-        return self.order(Op.JOIN, self.others, **settings)
+    def join(self, hosts: list[str], **settings: Any) -> dict[int, Message]:
+        """Have all ranks make their members; what they say of their nodes (cpus, addresses)."""
+        self.nodes = self.order(Op.JOIN, hosts=hosts, **settings)
+        return self.nodes
 
     def check(self, message: Message) -> Message:
         """Find out what a restart would do; nothing is made.
@@ -189,7 +193,7 @@ class Coordinator:
         try:
             pods = job.get("pods", {})
             self._progress("build", 0, 0)
-            self.order(Op.BUILD, image=image, pods=pods, policy=message.get("policy", {}))
+            self.order(Op.BUILD, image=image, pods=pods, policy=message.get("policy", {}), places=self._places(pods))
             self._connect(self.store.connections(image) if self.others else [])
             replies = self.order(Op.RELEASE, pods=pods)
         except CrhpcError:
@@ -223,7 +227,16 @@ class Coordinator:
         if links:
             offers_made = self._names(self.order(Op.OFFER, links=links))
             names = self._names(self.order(Op.REACH, links=links, offers=offers_made))
-        self.order(Op.CONNECT, links=links, names=names)
+        moved = [port for reply in self.order(Op.CONNECT, links=links, names=names).values() for port in reply["ports"]]
+        self.order(Op.FINISH, ports=moved)
+
+    def _places(self, pods: dict[str, Any]) -> dict[str, Any]:
+        """Where the pods are now; what makes no sense in an image is left to the nodes to refuse."""
+        try:
+            return place({pod: described["addresses"] for pod, described in pods.items()},
+                         {str(rank): reply["addresses"] for rank, reply in self.nodes.items()})
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return {}
 
     @staticmethod
     def _names(replies: dict[int, Message]) -> dict[str, Any]:

@@ -101,7 +101,8 @@ class Member:
         pod = order.get("pods", {}).get(str(self._transport.rank), {})
         links = order.get("links", {}).get(str(self._transport.rank), [])
         actions: dict[Op, Callable[[], Message | None]] = {
-            Op.JOIN: lambda: {"cpus": len(os.sched_getaffinity(0))},
+            Op.JOIN: lambda: {"cpus": len(os.sched_getaffinity(0)),
+                              "addresses": node.addresses(order["hosts"][self._transport.rank])},
             Op.START: lambda: {**node.start(order["command"], self.stdio, order["temporary"],
                                             order.get("files", {}))},
             Op.LISTEN: lambda: {"port": node.listen(order["address"])},
@@ -117,10 +118,12 @@ class Member:
             Op.THAW: lambda: {"frozen": node.thaw()},
             Op.ABORT: node.abort,
             Op.CHECK: lambda: {"plans": node.check(order["image"], pod, order["policy"])},
-            Op.BUILD: lambda: {"tasks": node.build(order["image"], pod, self.stdio, order["policy"])},
+            Op.BUILD: lambda: {"tasks": node.build(order["image"], pod, self.stdio, order["policy"],
+                                                    order["places"].get(str(self._transport.rank)))},
             Op.OFFER: lambda: {"names": node.offer(links)},
             Op.REACH: lambda: {"names": node.reach(links, order["offers"])},
-            Op.CONNECT: lambda: node.connect(links, order.get("names", {})),
+            Op.CONNECT: lambda: {"ports": node.connect(links, order.get("names", {}))},
+            Op.FINISH: lambda: node.finish(order["ports"]),
             Op.RELEASE: lambda: {**node.release(pod["last_pid"])},
             Op.SIGNAL: lambda: node.signal(order["signal"], group=order["group"]),
             Op.TASKS: lambda: {"tasks": node.tasks()},

@@ -1,6 +1,7 @@
 """What a manifest says of a pod beside its shard, as ``Node.describe`` gives it; and what may be believed of it."""
 from __future__ import annotations
 
+import ipaddress
 import math
 import os
 import re
@@ -12,8 +13,24 @@ from crhpc.errors import ImageDamaged
 _TEMPORARY = re.compile(r"/(?:[^/\0]+/)*crhpc-[0-9a-z]{6,32}", re.ASCII)
 _MOST_PIDS = 1 << 22
 """PID_MAX_LIMIT of 64-bit kernels."""
+
+
+def _are_addresses(value: Any) -> bool:
+    """Whether these are pairs of addresses: what the job calls this machine, and what that is."""
+    return isinstance(value, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and all(map(_is_address, pair)) for pair in value)
+
+
+def _is_address(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and str(ipaddress.ip_address(value)) == value
+    except ValueError:
+        return False
+
+
 _DESCRIPTION: dict[str, Callable[[Any], object]] = {
     "temporary": lambda value: isinstance(value, str),
+    "addresses": _are_addresses,
     "hostname": lambda value: isinstance(value, str),
     "boot_id": lambda value: isinstance(value, str) and re.fullmatch(r"[0-9a-f-]{36}", value, re.ASCII),
     "root": lambda value: isinstance(value, int) and 0 <= value < _MOST_PIDS,

@@ -5,7 +5,6 @@ import contextlib
 import os
 import resource
 import socket
-import struct
 import time
 from base64 import b85decode, b85encode
 from collections.abc import Callable, Sequence
@@ -16,15 +15,15 @@ from crhpc.engine import freeze as freezing
 from crhpc.engine.description import boot_id, check_description
 from crhpc.engine.doorway import Doorway
 from crhpc.engine.dump import Cutting, survey, write_tables, write_tree
+from crhpc.engine.explained import checkpointing, restarting
 from crhpc.engine.pod import PodProcess
 from crhpc.engine.redirect import Redirector
 from crhpc.engine.restore import Rebuilding, preview
 from crhpc.engine.watch import watch
-from crhpc.errors import CrhpcError, ImageDamaged, RestartFailed, failed_checkpoint
 from crhpc.filepolicy import FilePolicy
 from crhpc.image.reader import Image
 from crhpc.image.writer import ShardWriter
-from crhpc.kernel import proc
+from crhpc.kernel import addresses, proc
 from crhpc.log import Steps, logger
 from crhpc.resources import kinds
 from crhpc.resources.context import Dump, Pod
@@ -63,6 +62,8 @@ class Node:
         self._doorway = Doorway()
         self._names: dict[str, str] = {}
         """What the pod is called, wherever it is: of the node where it began."""
+        self._addresses: list[list[str]] = []
+        """The addresses that the job knows it by, with those of this machine that are behind them."""
         self._remembered: dict[str, Any] = {}
         self._writer: ShardWriter | None = None
         self._frozen: freezing.Frozen | None = None
@@ -71,6 +72,10 @@ class Node:
         self._image: Image | None = None
         self._rebuilding: Rebuilding | None = None
         self._redirector: Redirector | None = None
+
+    def addresses(self, name: str) -> list[str]:
+        """This machine's, those first that a name of it stands for."""
+        return addresses.known_by(name)
 
     # -- a new job --------------------------------------------------------------------------------
     def start(self, command: dict[str, Any] | None, stdio: tuple[int, int, int], temporary: str,
@@ -87,6 +92,7 @@ class Node:
             CommandNotFound: the command can't be run.
         """
         self._names = {"hostname": socket.gethostname(), "boot_id": boot_id()}
+        self._addresses = [[address, address] for address in addresses.own_addresses()]
         self.pod = PodProcess(temporary, hostname=self._names["hostname"], boot_id=self._names["boot_id"])
         self.context = self.pod.context(stdio)
         for name, file in (files or {}).items():
@@ -135,7 +141,7 @@ class Node:
             CrhpcError: it can't be written.
         """
         self.steps = Steps()
-        with self._explained(directory):
+        with checkpointing(directory):
             self._writer = ShardWriter(Path(directory), self.number, level=self.level, memory=self.memory)
         # Shared memory counts for each that has it: better too many buffers than a page fault for each in the freeze.
         sizes = [proc.resident(host) for host in proc.descendants(self.pod.pid)] if self.pod else []
@@ -171,7 +177,7 @@ class Node:
         self._writer.hold()   # the cores are for the copy while the job waits
         self._cutting = Cutting(self._frozen, self.pod, self.context, self._writer, self.kinds, self._remembered,
                                 self.steps)
-        with self._explained(str(self._writer.path.parent)):
+        with checkpointing(str(self._writer.path.parent)):
             self._cutting.begin()
             return list(windows(self._cutting.ctx).full())
 
@@ -209,7 +215,7 @@ class Node:
             self.settle()
         assert self._cutting is not None and self._writer is not None
         cutting, self._cutting = self._cutting, None
-        with self._explained(str(self._writer.path.parent)):
+        with checkpointing(str(self._writer.path.parent)):
             self._dump = cutting.finish()
         return endpoints(self._dump)
 
@@ -234,7 +240,7 @@ class Node:
             CrhpcError: it can't be written.
         """
         assert self._writer is not None and self._dump is not None
-        with self._explained(str(self._writer.path.parent)), self.steps.step("write", log):
+        with checkpointing(str(self._writer.path.parent)), self.steps.step("write", log):
             write_tables(self._dump, self.kinds)
             write_tree(self._dump)
             summary = self._writer.close()
@@ -263,7 +269,8 @@ class Node:
         ahead = {name: self.pod.clock_offset(name) for name in ("monotonic", "boottime")}
         monotonic, boottime = time.clock_gettime(time.CLOCK_MONOTONIC), time.clock_gettime(time.CLOCK_BOOTTIME)
         return {"temporary": self.pod.temporary, "root": self.root, "root_status": self.root_status,
-                **self._names, "monotonic": monotonic + ahead["monotonic"], "boottime": boottime + ahead["boottime"],
+                **self._names, "addresses": self._addresses,
+                "monotonic": monotonic + ahead["monotonic"], "boottime": boottime + ahead["boottime"],
                 "last_pid": int(self.pod.request({"op": "read", "path": "/proc/sys/kernel/ns_last_pid"})["text"])}
 
     # -- restart ----------------------------------------------------------------------------------
@@ -278,24 +285,25 @@ class Node:
         Raises:
             CrhpcError: it can't be restarted here.
         """
-        with self._restarting(image), Image(image) as opened, open(os.devnull, "rb+", buffering=0) as nothing:
+        with restarting(image, self.end), Image(image) as opened, open(os.devnull, "rb+", buffering=0) as nothing:
             files = FilePolicy.from_message(policy)
             check_description(image, described)
             context = Pod(os.getpid(), files.path(described["temporary"]), stdio=(nothing.fileno(),) * 3)
             return preview(opened.node(self.number), Path(image), context, self.kinds, self.warn, files)
 
     def build(self, image: str, described: dict[str, Any], stdio: tuple[int, int, int],
-              policy: dict[str, Any] | None = None) -> int:
+              policy: dict[str, Any] | None = None, places: dict[str, Any] | None = None) -> int:
         """Rebuild the pod of an image up to its open files, all stopped; how many tasks it has.
 
         Args:
             described: what ``describe`` gave at the checkpoint.
             policy: of files, as FilePolicy.to_message gives it.
+            places: what became of the addresses that the job knows, as crhpc/coordinator/placement.py reckons it.
 
         Raises:
             CrhpcError: it can't be restarted here.
         """
-        with self._restarting(image):
+        with restarting(image, self.end):
             self.steps = Steps()
             self._image = Image(image)
             check_description(image, described)
@@ -305,6 +313,9 @@ class Node:
                                   boot_id=described["boot_id"],
                                   clocks={"monotonic": described["monotonic"], "boottime": described["boottime"]})
             self.context = self.pod.context(stdio)
+            self._addresses = places["addresses"] if places else described["addresses"]
+            if places:
+                self.context.redirects.place(places)
             self.root, self.root_status = described["root"], described["root_status"]
             _allow_many_descriptors()
             self._rebuilding = Rebuilding(self._image.node(self.number), Path(image), self.pod, self.context,
@@ -322,7 +333,7 @@ class Node:
             CrhpcError: it can't be restarted here.
         """
         assert self._rebuilding is not None and self._image is not None
-        with self._restarting(str(self._image.path)):
+        with restarting(str(self._image.path), self.end):
             return distant(self._rebuilding.ctx).offer(links)
 
     def reach(self, links: Sequence[dict[str, int]], offers: dict[str, Any]) -> dict[str, tuple[str, int]]:
@@ -332,11 +343,11 @@ class Node:
             CrhpcError: it can't be restarted here.
         """
         assert self._rebuilding is not None and self._image is not None
-        with self._restarting(str(self._image.path)):
+        with restarting(str(self._image.path), self.end):
             return distant(self._rebuilding.ctx).reach(links, offers)
 
-    def connect(self, links: Sequence[dict[str, int]] = (), names: dict[str, Any] | None = None) -> None:
-        """Connect the sockets and finish all tasks, still stopped.
+    def connect(self, links: Sequence[dict[str, int]] = (), names: dict[str, Any] | None = None) -> list[Any]:
+        """Connect the sockets; the ports that had to move, as ``Redirects.for_others`` gives them.
 
         Args:
             links: as for ``offer``.
@@ -345,10 +356,25 @@ class Node:
         Raises:
             CrhpcError: it can't be restarted here.
         """
-        assert self._rebuilding is not None and self._image is not None
-        with self._restarting(str(self._image.path)):
+        assert self._rebuilding is not None and self._image is not None and self.context is not None
+        with restarting(str(self._image.path), self.end):
             distant(self._rebuilding.ctx).accept(links, names or {})
             self._rebuilding.connect()
+            return self.context.redirects.for_others()
+
+    def finish(self, ports: Sequence[Any] = ()) -> None:
+        """Finish all tasks, still stopped.
+
+        Args:
+            ports: what all nodes gave for ``connect``.
+
+        Raises:
+            CrhpcError: it can't be restarted here.
+        """
+        assert self._rebuilding is not None and self._image is not None and self.context is not None
+        with restarting(str(self._image.path), self.end):
+            self.context.redirects.learn(ports)
+            self._rebuilding.finish()
 
     def release(self, last_pid: int) -> dict[str, int]:
         """Let the restarted pod go; the ids of the job's first process (host_pid 0 if it had ended)."""
@@ -425,40 +451,6 @@ class Node:
             self._redirector.stop()
             self._redirector = None
 
-    # -- what went wrong --------------------------------------------------------------------------
-    @contextlib.contextmanager
-    def _explained(self, directory: str) -> Any:
-        """Tell a failed checkpoint in the user's words."""
-        try:
-            yield
-        except OSError as error:
-            log.debug("checkpoint failed", exc_info=True)
-            raise failed_checkpoint(error, directory) from error
-
-    @contextlib.contextmanager
-    def _restarting(self, image: str) -> Any:
-        """Tell a failed restart in the user's words; whatever was built goes."""
-        try:
-            yield
-        except CrhpcError:
-            self.end()
-            raise
-        except OSError as error:
-            log.debug("restart failed", exc_info=True)
-            self.end()
-            why = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-            raise RestartFailed(image=image, why=why, cure="run with CRHPC_LOG=debug for the details") from error
-        except _NO_SENSE as error:
-            log.debug("restart failed", exc_info=True)
-            self.end()
-            what = " ".join(f"{type(error).__name__}: {error}".split())[:_TOLD]
-            raise ImageDamaged(image=image, what=f"its tables contradict each other ({what})") from error
-
-
-_NO_SENSE = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, StopIteration, TypeError,
-             ValueError, struct.error)
-"""What tables provoke that were not written by us, though each of them is as prescribed."""
-_TOLD = 200
 
 def _named(pairs: list[Any]) -> list[Any]:
     return [((one[0], one[1]), (other[0], other[1])) for one, other in pairs]

@@ -53,8 +53,12 @@ class Rebuilding:
         self._run(Phase.POD, Phase.OPEN)
 
     def connect(self) -> None:
-        """Connect sockets, and all that comes after up to the release."""
-        self._run(Phase.CONNECT, Phase.LAST)
+        """Connect sockets."""
+        self._run(Phase.CONNECT, Phase.CONNECT)
+
+    def finish(self) -> None:
+        """All that comes after up to the release."""
+        self._run(Phase(Phase.CONNECT + 1), Phase.LAST)
         for task in self.ctx.tasks.values():
             task.leader.instruction = find_instruction(task.host, proc.maps(task.host))
             task.call("munmap", task.area.address, task.area.size)

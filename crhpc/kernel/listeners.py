@@ -164,20 +164,14 @@ def connect(sock: socket.socket, comes_from: Address, to: Address, timeout: floa
     """Make the connecting end; the address that it has now. The socket stays one that has not asked for the result.
 
     Args:
-        comes_from: where the port is 0, any.
+        comes_from: where the port is 0, any; where the address is none in particular, the one that the kernel chooses.
         take_error: else the socket keeps it, for whoever asks next (SO_ERROR).
 
     Raises:
         OSError: the address can't be had, or why it failed.
         TimeoutError: nobody answers.
     """
-    if comes_from[1]:
-        connect_from(sock, comes_from, to)
-    else:
-        sock.setblocking(False)
-        number = sock.connect_ex(resolved(sock.family, to))
-        if number not in (0, errno.EINPROGRESS):
-            raise OSError(number, os.strerror(number), "connect")
+    connect_from(sock, comes_from, to)
     poll = select.poll()
     poll.register(sock.fileno(), select.POLLOUT)
     if not poll.poll(timeout * 1000):

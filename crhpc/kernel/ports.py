@@ -23,6 +23,7 @@ from crhpc.kernel import libc
 from crhpc.kernel.sockdiag import InetSocket
 
 _IP_BIND_ADDRESS_NO_PORT, _IP_LOCAL_PORT_RANGE = 24, 51
+_ANY = ("", "0.0.0.0", "::", "::ffff:0.0.0.0")
 Address = tuple[str, int]
 """An address, with the name of its interface behind % where that matters (RFC 4007), and a port."""
 
@@ -50,16 +51,20 @@ def resolved(family: int, address: Address) -> tuple[str, int] | tuple[str, int,
 def connect_from(sock: socket.socket, local: Address, remote: Address) -> None:
     """Begin a connection from an address and port; the socket does not wait from then on.
 
+    Args:
+        local: where the port is 0, any port of the address.
+
     Raises:
         OSError: EADDRINUSE or EADDRNOTAVAIL where that port or address can't be had, or why it was refused.
     """
     sock.setblocking(False)
+    if not local[1]:
+        _bind_address(sock, local[0], remote)
+        _begin(sock, remote)
+        return
     with _one_choice(sock, local[1]) as chosen:
         if chosen:
-            if local[0] != remote[0]:   # of an own address to itself, the kernel chooses that anyway
-                sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
-                sock.bind(resolved(sock.family, (local[0], 0)))
-                sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 0)
+            _bind_address(sock, local[0], remote)
             try:
                 _begin(sock, remote)
                 return
@@ -69,6 +74,25 @@ def connect_from(sock: socket.socket, local: Address, remote: Address) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)   # a port that was asked for, and is shared
     sock.bind(resolved(sock.family, local))
     _begin(sock, remote)
+
+
+def _bind_address(sock: socket.socket, host: str, remote: Address) -> None:
+    """Bind a socket to an address, its port is chosen later; not where it has a name, or will have that one anyway."""
+    if host in _ANY or sock.getsockname()[1] or (host == remote[0] and _chosen_for(sock.family, remote) == host):
+        return
+    sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
+    sock.bind(resolved(sock.family, (host, 0)))
+    sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 0)
+
+
+def _chosen_for(family: int, remote: Address) -> str:
+    """The address that the kernel chooses for a connection; 127.0.0.1 for all of loopback's, for one."""
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(resolved(family, remote))
+        except OSError:
+            return ""
+        return str(probe.getsockname()[0])
 
 
 def connect_again(sock: socket.socket, local: Address, remote: Address) -> None:

@@ -8,14 +8,12 @@ import functools
 import os
 import socket
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
+
+from crhpc.kernel.netlink import attributes, dump
 
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
-_NLM_F_REQUEST, _NLM_F_DUMP = 1, 0x300
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_HEADER = struct.Struct("=IHHII")
 _UDIAG_SHOW_NAME, _UDIAG_SHOW_VFS, _UDIAG_SHOW_PEER, _UDIAG_SHOW_ICONS, _UDIAG_SHOW_RQLEN = 1, 2, 4, 8, 16
 _UNIX_NAME, _UNIX_VFS, _UNIX_PEER, _UNIX_ICONS, _UNIX_RQLEN, _UNIX_SHUTDOWN = 0, 1, 2, 3, 4, 6
 
@@ -75,45 +73,15 @@ class InetSocket:
     """TCP: milliseconds since something was received; of a fresh connection, since it was made."""
 
 
-def _requests(payload: bytes) -> Iterator[bytes]:
-    """Send one dump request; the payloads of its answers."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG) as link:
-        head = _HEADER.pack(_HEADER.size + len(payload), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST | _NLM_F_DUMP, 1, 0)
-        link.sendto(head + payload, (0, 0))
-        while True:
-            data = link.recv(1 << 18)
-            at = 0
-            while at + _HEADER.size <= len(data):
-                length, kind, _flags, _sequence, _port = _HEADER.unpack_from(data, at)
-                if kind == _NLMSG_DONE:
-                    return
-                if kind == _NLMSG_ERROR:
-                    (number,) = struct.unpack_from("=i", data, at + _HEADER.size)
-                    raise OSError(-number, "sock_diag failed", "NETLINK_SOCK_DIAG")
-                yield data[at + _HEADER.size:at + length]
-                at += (length + 3) & ~3
-
-
-def _attributes(data: bytes) -> dict[int, bytes]:
-    found: dict[int, bytes] = {}
-    while len(data) >= 4:
-        length, kind = struct.unpack_from("=HH", data)
-        if length < 4:
-            break
-        found[kind] = data[4:length]
-        data = data[(length + 3) & ~3:]
-    return found
-
-
 def unix_sockets() -> dict[int, UnixSocket]:
     """All unix sockets of this network namespace, by inode."""
     show = _UDIAG_SHOW_NAME | _UDIAG_SHOW_VFS | _UDIAG_SHOW_PEER | _UDIAG_SHOW_ICONS | _UDIAG_SHOW_RQLEN
     # struct unix_diag_req: family, protocol, pad, states, inode, show, cookie[2]
     request = struct.pack("=BBHIIIII", socket.AF_UNIX, 0, 0, 0xFFFFFFFF, 0, show, 0xFFFFFFFF, 0xFFFFFFFF)
     found: dict[int, UnixSocket] = {}
-    for row in _requests(request):
+    for row in dump(_NETLINK_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY, request):
         _family, kind, state, _pad, inode, _c0, _c1 = struct.unpack_from("=BBBBIII", row)
-        more = _attributes(row[16:])
+        more = attributes(row[16:])
         waiting = more.get(_UNIX_ICONS, b"")
         (peer,) = struct.unpack("=I", more.get(_UNIX_PEER, bytes(4)))
         queued, backlog = struct.unpack("=II", more.get(_UNIX_RQLEN, bytes(8)))
@@ -135,7 +103,7 @@ def inet_sockets(protocol: int = socket.IPPROTO_TCP,
     for family in families:
         # struct inet_diag_req_v2: family, protocol, ext, pad, states, then inet_diag_sockid of 48 bytes
         request = struct.pack("=BBBBI", family, protocol, _INET_DIAG_INFO_BIT, 0, 0xFFFFFFFF) + bytes(40) + b"\xff" * 8
-        found += map(_inet_row, _requests(request))
+        found += map(_inet_row, dump(_NETLINK_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY, request))
     return found
 
 

@@ -355,12 +355,14 @@ class Restore:
     def rows(self, record: type[R]) -> list[R]:
         """All rows of a table; none where this image has no such table.
 
-        Fields whose metadata say ``path`` are where they lead to now.
+        Fields whose metadata say ``path`` or ``host`` are where they lead to now.
         """
         if record not in self._rows:
             name = table_name(record)
             rows: list[Any] = self.shard.table(record, name) if name in self.shard.tables() else []
-            self._rows[record] = [_moved(row, self.policy) for row in rows] if self.policy.moved else rows
+            if self.policy.moved or self.pod.redirects.moves:
+                rows = [_moved(row, self.policy, self.pod.redirects) for row in rows]
+            self._rows[record] = rows
         return self._rows[record]
 
     def doubt(self, error: CrhpcError) -> None:
@@ -404,12 +406,14 @@ class Restore:
         return copy
 
 
-def _moved(row: Any, policy: FilePolicy) -> Any:
-    changed: dict[str, str | bytes] = {}
+def _moved(row: Any, policy: FilePolicy, redirects: Redirects) -> Any:
+    changed: dict[str, Any] = {}
     for column in dataclasses.fields(row):
+        value = getattr(row, column.name)
         if column.metadata.get("path"):
-            value = getattr(row, column.name)
             changed[column.name] = policy.raw_path(value) if isinstance(value, bytes) else policy.path(value)
+        elif column.metadata.get("host"):
+            changed[column.name] = redirects.now(value)
     return dataclasses.replace(row, **changed) if changed else row
 
 

@@ -66,12 +66,11 @@ class RedirectsKind(Kind):
 
     @at(Phase.POD)
     def know_earlier_ones(self, ctx: Restore) -> None:
-        """Sockets are made after this, and may have to move again."""
+        """Sockets are made after this, and may have to move again; where machines are now is known already."""
+        redirects = ctx.pod.redirects
         for row in ctx.rows(Redirect):
             if row.old_port:
-                ctx.pod.redirects.ports[row.old, row.old_port] = row.new, row.new_port
-            else:
-                ctx.pod.redirects.hosts[row.old] = row.new
+                redirects.ports[row.old, row.old_port] = redirects.now(row.new), row.new_port
 
     @at(Phase.WATCH)
     def install(self, ctx: Restore) -> None:

@@ -48,10 +48,10 @@ class TcpSocket:
     id: int
     family: int
     state: int = field(metadata={"doc": "as in netinet/tcp.h; 7 (CLOSE) for what has no connection, or none any more"})
-    local: str
+    local: str = field(metadata={"host": True})
     local_port: int
     bound: bool = field(metadata={"doc": "of what has no connection: the port is its own, as after bind(2)"})
-    remote: str
+    remote: str = field(metadata={"host": True})
     remote_port: int
     backlog: int
     shutdown: int = field(metadata={"doc": "bit 0: no more reading, bit 1: no more writing"})
@@ -85,9 +85,9 @@ class TcpWaiting:
     listener: int = field(metadata={"ref": "file.id"})
     client: int = field(metadata={"ref": "file.id", "doc": "-1: the client has closed its end"})
     family: int
-    local: str = field(metadata={"doc": "the listener's address that it was made to"})
+    local: str = field(metadata={"host": True, "doc": "the listener's address that it was made to"})
     local_port: int
-    remote: str
+    remote: str = field(metadata={"host": True})
     remote_port: int
     ended: bool = field(metadata={"doc": "the client has closed its direction"})
     reset: bool = field(metadata={"doc": "the client has closed it by a reset"})

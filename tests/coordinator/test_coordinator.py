@@ -14,6 +14,11 @@ REFUSED = Unsupported(what="a thing", pid=7, program="app", cure="leave it")
 END = {"state": 1, "pid": 7, "program": "app"}
 
 
+def described(rank: int) -> dict[str, object]:
+    address = f"10.0.0.{rank + 1}"
+    return {"of": rank, "last_pid": 100 + rank, "addresses": [[address, address]]}
+
+
 def states(world) -> set[str]:
     return {node.state for node in world.nodes}
 
@@ -61,7 +66,7 @@ def test_what_is_told_of_it(world):
         "tasks": sum(10 + rank for rank in range(size)), "nodes": size, "stopped": False}
     image = world.store.images["/images/image-1"]
     assert image["job"]["id"] == "abc"
-    assert image["job"]["pods"] == {str(rank): {"of": rank, "last_pid": 100 + rank} for rank in range(size)}
+    assert image["job"]["pods"] == {str(rank): described(rank) for rank in range(size)}
     assert [shard["node"] for shard in image["shards"]] == list(range(size))
     assert image["stats"]["frozen"] == told["frozen"]
     assert world.store.open == []
@@ -341,12 +346,16 @@ def again(world, new_world):
 def test_restart(again):
     size = len(again.nodes)
     told = again.restart("/images/image-1")
-    assert [method for _, method in again.log] == ["build"] * size + ["connect"] * size + ["release"] * size
+    assert [method for _, method in again.log] == [
+        phase for phase in ("build", "connect", "finish", "release") for _ in range(size)]
     assert (told["op"], told["image"], told["pid"], told["host_pid"]) == ("started", "/images/image-1", 2, 2000)
     assert told["tasks"] == sum(10 + rank for rank in range(size))
     for rank, node in enumerate(again.nodes):
-        assert node.arguments["build"] == {"image": "/images/image-1", "stdio": (0, 1, 2),
-                                           "described": {"of": rank, "last_pid": 100 + rank}, "policy": {}}
+        places = node.arguments["build"].pop("places")
+        assert node.arguments["build"] == {"image": "/images/image-1", "stdio": (0, 1, 2), "policy": {},
+                                           "described": described(rank)}
+        assert places["addresses"] == described(rank)["addresses"] and not places["hosts"] and not places["moves"]
+        assert (len(places["own"]), len(places["others"])) == (1, size - 1)
         assert node.arguments["release"] == {"last_pid": 100 + rank}
     assert again.coordinator.survey_due is None
 
@@ -360,7 +369,7 @@ def test_a_dry_run_asks_every_node_and_makes_nothing(again):
                     "plans": ["the same everywhere", *(f"of rank {rank}" for rank in range(size))]}
     for rank, node in enumerate(again.nodes):
         assert node.arguments["check"] == {"image": "/images/image-1", "policy": policy,
-                                           "described": {"of": rank, "last_pid": 100 + rank}}
+                                           "described": described(rank)}
     assert states(again) == {"empty"}
 
 
@@ -392,7 +401,7 @@ def test_a_restarted_job_is_the_same_job(again):
         "id": "abc", "argv": ["app"], "cwd": "/here", "started": 1.5}
 
 
-@pytest.mark.parametrize("phase", ["build", "connect", "release"])
+@pytest.mark.parametrize("phase", ["build", "connect", "finish", "release"])
 def test_a_restart_that_fails_ends_everything(again, phase):
     again.nodes[-1].fails[phase] = CheckpointFailed(why="that", cure="this")
     with pytest.raises(Reported, match="that") as caught:

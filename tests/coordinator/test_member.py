@@ -54,9 +54,10 @@ def test_every_order_is_known(side):
     side.node.state = "running"
     fields = {"command": {}, "temporary": "/tmp/x", "directory": "/d", "image": "/i", "pods": {"0": {"last_pid": 7}},
               "signal": 1, "group": False, "policy": {}, "address": "127.0.0.1", "env": {}, "peers": [],
-              "senders": [], "owners": [], "counts": {}, "offers": {}}
+              "hosts": ["node"], "places": {}, "ports": [], "senders": [], "owners": [], "counts": {}, "offers": {}}
     before = {Op.START: "empty", Op.CHECK: "empty", Op.CUT: "frozen", Op.THAW: "frozen", Op.BUILD: "empty",
-              Op.CONNECT: "built", Op.RELEASE: "connected", Op.OFFER: "built", Op.REACH: "built", Op.SETTLE: "frozen",
+              Op.CONNECT: "built", Op.FINISH: "connected", Op.RELEASE: "finished",
+              Op.OFFER: "built", Op.REACH: "built", Op.SETTLE: "frozen",
               Op.EXPECT: "frozen", Op.DRAIN: "frozen", Op.RETURN: "frozen", Op.REFILL: "frozen"}
     for op in Op:
         side.node.state = before.get(op, "running")
@@ -75,7 +76,7 @@ def test_answers_carry_what_was_asked_for(side):
     assert side.order("precopy", directory="/d") == {"re": 1}
     assert side.order("freeze") == {"re": 2, "tasks": 10}
     side.node.ends = [{"file": 1}]
-    assert side.order("cut") == {"re": 3, "ends": [{"file": 1}], "pod": {"of": 0, "last_pid": 100}}
+    assert side.order("cut") == {"re": 3, "ends": [{"file": 1}], "pod": side.node.describe()}
     assert side.order("thaw") == {"re": 4, "frozen": 0.25}
     assert side.order("tasks")["tasks"][0]["program"] == "app"
     side.node.refusals = ["a line"]

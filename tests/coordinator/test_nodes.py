@@ -94,6 +94,24 @@ def test_one_end_offers_and_the_other_reaches(world):
     assert world.nodes[0].arguments["offer"]["links"] == []
 
 
+def test_machines_that_have_changed(world):
+    """Each node is told where all are; ports that had to move on one are told to all."""
+    world.start()
+    world.checkpoint()
+    for node in world.nodes:
+        node.state = "empty"
+        node.addresses = lambda name, rank=node.rank: [f"10.0.0.{(rank + 1) % 3 + 1}", f"10.1.0.{rank}"]
+    world.nodes[1].ports = [["10.0.0.2", 5000, "10.0.0.3", 5001]]
+    world.restart("/images/image-1")
+    around = {"10.0.0.1": "10.0.0.2", "10.0.0.2": "10.0.0.3", "10.0.0.3": "10.0.0.1"}
+    for node in world.nodes:
+        name = f"10.0.0.{node.rank + 1}"
+        assert node.arguments["build"]["places"] == {
+            "hosts": around, "moves": around, "addresses": [[name, around[name]]], "own": [name],
+            "others": sorted({*around} - {name})}
+        assert node.arguments["finish"] == {"ports": [["10.0.0.2", 5000, "10.0.0.3", 5001]]}
+
+
 def test_the_near_end_is_the_one_that_was_accepted():
     def end(file, state, local, remote):
         return {"file": file, "state": state, "local": local, "remote": remote, "pid": 1, "program": "app"}

@@ -64,7 +64,7 @@ class FakeNode:
         self.rank = rank
         self.log = log
         self.state = "empty"
-        """empty, running, frozen, built, connected or ended"""
+        """empty, running, frozen, built, connected, finished or ended"""
         self.shard = ""
         """Where a shard is open; empty where none is."""
         self.fails: dict[str, Exception] = {}
@@ -75,6 +75,8 @@ class FakeNode:
         self.rounds = 1
         self.receives: list[Any] = []
         """Of which this node has the receivers."""
+        self.ports: list[Any] = []
+        """Which had to move."""
         self.refusals: list[str] = []
         self.writes = threading.Event()
         """Writing waits for this."""
@@ -88,6 +90,10 @@ class FakeNode:
         assert not states or self.state in states, f"{method} of a node that is {self.state}"
         if method in self.fails:
             raise self.fails.pop(method)
+
+    def addresses(self, name: str) -> list[str]:
+        self._enter("addresses", name=name)
+        return [f"10.0.0.{self.rank + 1}"]
 
     def start(self, command: dict[str, Any] | None, stdio: tuple[int, int, int], temporary: str,
               files: dict[str, dict[str, Any]] | None = None) -> dict[str, int]:
@@ -140,7 +146,8 @@ class FakeNode:
 
     def describe(self) -> dict[str, Any]:
         self._enter("describe", "frozen")
-        return {"of": self.rank, "last_pid": 100 + self.rank}
+        address = f"10.0.0.{self.rank + 1}"
+        return {"of": self.rank, "last_pid": 100 + self.rank, "addresses": [[address, address]]}
 
     def thaw(self) -> float:
         self._enter("thaw", "frozen")
@@ -168,8 +175,8 @@ class FakeNode:
         return ["the same everywhere", f"of rank {self.rank}"]
 
     def build(self, image: str, described: dict[str, Any], stdio: tuple[int, int, int],
-              policy: dict[str, Any]) -> int:
-        self._enter("build", "empty", image=image, described=described, stdio=stdio, policy=policy)
+              policy: dict[str, Any] | None = None, places: dict[str, Any] | None = None) -> int:
+        self._enter("build", "empty", image=image, described=described, stdio=stdio, policy=policy, places=places)
         self.state = "built"
         return 10 + self.rank
 
@@ -181,12 +188,17 @@ class FakeNode:
         self._enter("reach", "built", links=links, offers=offers)
         return {str(link["number"]): ("reached", self.rank) for link in links if not link["offers"]}
 
-    def connect(self, links: Sequence[dict[str, int]] = (), names: dict[str, Any] | None = None) -> None:
+    def connect(self, links: Sequence[dict[str, int]] = (), names: dict[str, Any] | None = None) -> list[Any]:
         self._enter("connect", "built", links=links, names=names)
         self.state = "connected"
+        return self.ports
+
+    def finish(self, ports: Sequence[Any] = ()) -> None:
+        self._enter("finish", "connected", ports=ports)
+        self.state = "finished"
 
     def release(self, last_pid: int) -> dict[str, int]:
-        self._enter("release", "connected", last_pid=last_pid)
+        self._enter("release", "finished", last_pid=last_pid)
         self.state = "running"
         return {"pid": 2, "host_pid": 2000 + self.rank, "tasks": 10 + self.rank}
 
@@ -305,6 +317,8 @@ class World:
         return found
 
     def restart(self, image: str) -> Message:
+        self.coordinator.join([f"node{rank}" for rank in range(len(self.nodes))])
+        self.log.clear()
         return self.coordinator.restart({"image": image, "directory": "/images", "every": None})
 
     def checkpoint(self, number: int | None = 1, *, stop: bool = False) -> Message:

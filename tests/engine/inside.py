@@ -257,6 +257,7 @@ class Job(Pipes):
         self.node = self.new_node()
         self.node.build(str(image), described, self.stdio)
         self.node.connect()
+        self.node.finish()
         return self.node.release(described["last_pid"])
 
     def ended(self) -> int:

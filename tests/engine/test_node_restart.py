@@ -133,7 +133,7 @@ def test_a_last_id_that_no_pod_can_have(job, image, last_pid):
 
 # -- what an image says of its pod --------------------------------------------------------------------
 GOOD = {"temporary": "/tmp/crhpc-0123456789ab", "root": 2, "root_status": None, "hostname": "node", "monotonic": 5.5,
-        "boottime": 6, "last_pid": 100, "boot_id": "0" * 36}
+        "boottime": 6, "last_pid": 100, "boot_id": "0" * 36, "addresses": [["10.0.0.1", "10.0.0.2"]]}
 
 
 def test_what_describe_gives_is_taken():
@@ -148,7 +148,9 @@ def test_what_is_no_description(described):
 
 
 @pytest.mark.parametrize(("name", "value"), [
-    *((name, value) for name in GOOD for value in ([], {}, "x" if name not in ("temporary", "hostname") else 5)),
+    *((name, value) for name in GOOD for value in (
+        ["10.0.0.1"], {}, "x" if name not in ("temporary", "hostname") else 5)),
+    ("addresses", [["10.0.0.1"]]), ("addresses", [["10.0.0.1", "node"]]), ("addresses", [["10.0.0.1", 5]]),
     *((name, None) for name in GOOD if name != "root_status"),
     ("monotonic", float("inf")), ("boottime", float("nan")), ("last_pid", 1.5)])
 def test_a_description_with_a_wrong_field(name, value):

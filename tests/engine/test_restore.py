@@ -77,6 +77,8 @@ def test_phases_in_their_order(rebuild):
     assert watcher.seen == [phase for phase in Phase if phase <= Phase.OPEN]
     assert not watcher.closed
     rebuilding.connect()
+    assert watcher.seen == [phase for phase in Phase if phase <= Phase.CONNECT]
+    rebuilding.finish()
     assert watcher.seen == list(Phase)
     assert list(steps.seconds) == NAMES
     rebuilding.release(0, 0)
@@ -279,6 +281,7 @@ def test_one_that_is_killed_before_the_release(job):
     job.node = job.new_node()
     job.node.build(str(image), described, job.stdio)
     job.node.connect()
+    job.node.finish()
     (host,) = [task["host_pid"] for task in job.node.tasks() if task["pid"] == job.node.root]
     os.kill(host, signal.SIGKILL)
     until(lambda: state(host) == "Z", "it does not die")

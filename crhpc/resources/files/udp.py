@@ -54,9 +54,9 @@ class UdpSocket:
 
     id: int
     family: int
-    local: str
+    local: str = field(metadata={"host": True})
     local_port: int
-    remote: str
+    remote: str = field(metadata={"host": True})
     remote_port: int = field(metadata={"doc": "0: not connected"})
     shutdown: int = field(metadata={"doc": "bit 0: no more reading, bit 1: no more writing"})
     refused: bool = field(metadata={"doc": "the next call fails with ECONNREFUSED"})
@@ -77,9 +77,9 @@ class UdpMessage:
 
     socket: int = field(metadata={"ref": "file.id"})
     length: int
-    source: str
+    source: str = field(metadata={"host": True})
     source_port: int
-    destination: str
+    destination: str = field(metadata={"host": True})
     ttl: int
     tos: int
 
@@ -89,7 +89,7 @@ class UdpMembership:
     """A multicast group that a socket has joined."""
 
     socket: int = field(metadata={"ref": "file.id"})
-    interface: str
+    interface: str = field(metadata={"host": True})
     group: str
     wanted: bool = field(metadata={"doc": "only from the sources; else from all but them"})
     sources: tuple[str, ...]
