@@ -43,7 +43,7 @@ def prepare(temporary: str, hosts: Sequence[str], slots: Sequence[int]) -> tuple
     A tree of daemons that start each other would ask other nodes' agents, so the first node starts all; their daemons
     look for the remote shell all the same.
     """
-    agent = {"socket": f"crhpc-{secrets.token_hex(16)}", "secret": secrets.token_hex(32)}
+    agent = {"socket": f"crhpc-{secrets.token_hex(16)}", "secret": secrets.token_hex(32), "hosts": list(hosts)}
     script, names = f"{temporary}/{_SCRIPT}", f"{temporary}/{_HOSTS}"
     words = [sys.executable, "-S", "-E", "-P", str(Path(__file__).with_name("rsh.py")), f"{temporary}/{FILE}"]
     pairs = list(zip(hosts, slots, strict=True))
@@ -68,7 +68,7 @@ class RemoteShell:
 
         Args:
             content: of that file.
-            hosts: the names of the nodes, by rank.
+            hosts: the names of the nodes, by rank; the job goes on calling them as it did at its start.
             order: gives orders to members, as the coordinator does.
 
         Raises:
@@ -80,10 +80,13 @@ class RemoteShell:
         try:
             agent = json.loads(content)
             name, self._secret = str(agent["socket"]), str(agent["secret"])
+            self._names = [str(host) for host in agent["hosts"]]
         except (ValueError, TypeError, KeyError):
             raise ValueError("it does not tell where the remote shell's agent listens") from None
         if not _SOCKET.fullmatch(name):
             raise ValueError("the name of the remote shell's socket is none of ours")
+        if len(self._names) != len(self.hosts):
+            raise ValueError(f"it is of a job on {len(self._names)} hosts, not on {len(self.hosts)}")
         self._server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._server.bind(f"\0{name}")
         self._server.listen()
@@ -136,11 +139,17 @@ class RemoteShell:
             OSError: the job has no such host.
         """
         for same in (lambda ours: ours == host, lambda ours: ours.partition(".")[0] == host.partition(".")[0],
-                     lambda ours: _address(ours) == _address(host)):
-            for rank, ours in enumerate(self.hosts):
+                     lambda ours: _same_address(ours, host)):
+            for rank, ours in enumerate(self._names):
                 if same(ours):
-                    return rank, _address(ours)
-        raise OSError(2, f"{host} is none of the job's hosts ({', '.join(self.hosts)})")
+                    return rank, _address(self.hosts[rank])
+        raise OSError(2, f"{host} is none of the job's hosts ({', '.join(self._names)})")
+
+
+def _same_address(one: str, other: str) -> bool:
+    with contextlib.suppress(OSError):   # one of them is known no more
+        return _address(one) == _address(other)
+    return False
 
 
 def _address(host: str) -> str:

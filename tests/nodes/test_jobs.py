@@ -7,7 +7,7 @@ import random
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -26,21 +26,23 @@ CELLS = [("mpich", "heat.py"), ("openmpi", "ring.c")]
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
     place = Path(tempfile.mkdtemp(prefix="crhpc-nodes-", dir="/var/tmp"))
-    with Cluster(2, place) as made:
+    with Cluster(3, place) as made:
         yield made
 
 
-def command(cluster: Cluster, *options: str) -> list[str]:
-    hosts = ",".join(node.name for node in cluster.nodes)
-    return [*COMMAND, "run", "--dir", str(cluster.shared / "ckpt"), "--hosts", hosts, "--launcher", str(cluster.rsh),
+def command(cluster: Cluster, *options: str, hosts: Sequence[int] = (1, 2)) -> list[str]:
+    names = ",".join(cluster[number].name for number in hosts)
+    return [*COMMAND, "run", "--dir", str(cluster.shared / "ckpt"), "--hosts", names, "--launcher", str(cluster.rsh),
             *options, "--"]
 
 
-def start(cluster: Cluster, run: HeatRun, place: Path, *options: str) -> subprocess.Popen[bytes]:
-    """On the first node, with output in files."""
+def start(cluster: Cluster, run: HeatRun, place: Path, *options: str,
+          hosts: Sequence[int] = (1, 2)) -> subprocess.Popen[bytes]:
+    """On the first of some nodes, with output in files."""
     with (place / "job.out").open("ab") as out, (place / "job.err").open("ab") as err:
-        return cluster[1].start_command([*command(cluster, *options), *run.argv], cwd=place, stdin=subprocess.DEVNULL,
-                                        environment={**run.mpi.environment, "HOME": "/tmp"}, stdout=out, stderr=err)
+        return cluster[hosts[0]].start_command(
+            [*command(cluster, *options, hosts=hosts), *run.argv], cwd=place, stdin=subprocess.DEVNULL,
+            environment={**run.mpi.environment, "HOME": "/tmp"}, stdout=out, stderr=err)
 
 
 def images(cluster: Cluster) -> set[str]:
@@ -82,6 +84,28 @@ def test_killed_twice_and_resumed(cluster: Cluster, name: str, job: str, chance:
         time.sleep(chance.uniform(0.0, 1.5))
         kill_all(cluster, process)
     process = start(cluster, run, place, "--every", "1", "--keep", "0", "-v")
+    code = process.wait(PATIENCE)
+    said = (place / "job.err").read_text()
+    assert code == 0, said
+    assert said.count("crhpc: resumed from ") >= 1, said
+    assert expected.differences(Answer.read(place, place / "job.out")) == [], said
+
+
+@pytest.mark.parametrize(("name", "job", "places"), [
+    ("mpich", "heat.c", [(1, 2), (2, 1), (3, 1)]), ("openmpi", "ring.c", [(1, 2), (1, 3), (3, 2)])])
+def test_resumed_on_other_nodes(cluster: Cluster, name: str, job: str, places: list[tuple[int, int]],
+                                chance: random.Random, repetition: int, tmp_path: Path) -> None:
+    """In another order, and on nodes that the job has never seen; it calls them as it always did."""
+    place = cluster.shared / "job"
+    place.mkdir()
+    run = prepared(installed(ALL[name]()), job, cluster.shared, steps=400)
+    expected = run.uninterrupted(tmp_path)
+    for hosts in places[:-1]:
+        process = start(cluster, run, place, "--every", "1", "--keep", "0", "-v", hosts=hosts)
+        await_new_image(cluster, process, place)
+        time.sleep(chance.uniform(0.0, 1.5))
+        kill_all(cluster, process)
+    process = start(cluster, run, place, "--every", "1", "--keep", "0", "-v", hosts=places[-1])
     code = process.wait(PATIENCE)
     said = (place / "job.err").read_text()
     assert code == 0, said
