@@ -14,7 +14,7 @@ from heatrun import Answer, HeatRun
 from need import need
 from pods import PROGRAMS, Subject, compile_program
 from test_random_jobs import report, same, undisturbed
-from wholejob import Job, NewJob, Running, interrupt_and_resume
+from wholejob import Job, NewJob, Running, interrupt_and_resume, wait_until
 
 from crhpc.kernel import proc
 
@@ -59,9 +59,12 @@ class Use:
         """Those in ``but`` open and close descriptors all the time."""
         for name, size in self.memory.items():
             assert size <= before.memory[name] + _GROWTH, f"{name} has grown from {before.memory[name]} to {size} bytes"
-        more = {name: (before.descriptors[name], count) for name, count in self.descriptors.items()
-                if count > before.descriptors[name] and name not in but}
+        more = self.more_descriptors(before, but=but)
         assert not more, f"more descriptors than before: {more}"
+
+    def more_descriptors(self, before: Use, *, but: frozenset[str] = frozenset()) -> dict[str, tuple[int, int]]:
+        return {name: (before.descriptors[name], count) for name, count in self.descriptors.items()
+                if count > before.descriptors[name] and name not in but}
 
 
 def use_of(subject: Subject) -> Use:
@@ -162,6 +165,8 @@ def test_an_mpi_job(short_run: HeatRun, crhpc: NewJob, tmp_path: Path) -> None:
         if number == WARM:
             before = crhpcs_own(running)
     assert before is not None and running.poll() is None
+    wait_until(lambda: not crhpcs_own(running).more_descriptors(before), 5.0,   # it may look at the job just now
+               lambda: f"more descriptors than before: {crhpcs_own(running).more_descriptors(before)}")
     crhpcs_own(running).must_not_exceed(before)
     assert running.wait(600) == 0
     right(answer, job)

@@ -20,6 +20,7 @@ from crhpc.engine.pod import PodProcess
 from crhpc.engine.redirect import Redirector
 from crhpc.engine.restore import Rebuilding, preview
 from crhpc.engine.watch import watch
+from crhpc.errors import PASSING, CheckpointFailed, ImageDamaged
 from crhpc.filepolicy import FilePolicy
 from crhpc.image.reader import Image
 from crhpc.image.writer import ShardWriter
@@ -151,7 +152,7 @@ class Node:
         """Stop every thread of the pod; how many tasks there are.
 
         Raises:
-            CrhpcError: something can't be stopped.
+            CrhpcError: something can't be stopped, or the job is just ending: nothing would be left to restart.
         """
         assert self.pod is not None
         if self._redirector is not None:
@@ -162,6 +163,8 @@ class Node:
         except BaseException:
             self._go_on_redirecting()
             raise
+        if self.root and self.root_status is None and all(task.pid != self.root for task in self._frozen.tasks):
+            raise CheckpointFailed(why="the job's command has just ended", cure=PASSING)
         return len(self._frozen.tasks) + len(self._frozen.zombies)
 
     def settle(self) -> list[Any]:
@@ -321,6 +324,8 @@ class Node:
             self._rebuilding = Rebuilding(self._image.node(self.number), Path(image), self.pod, self.context,
                                           self.kinds, self.warn, self.steps, files)
             self._rebuilding.build()
+            if self.root and self.root_status is None and self.root not in self._rebuilding.ctx.tasks:
+                raise ImageDamaged(image=image, what=f"the job's first process, {self.root}, is not in it")
         return len(self._rebuilding.ctx.tasks)
 
     def offer(self, links: Sequence[dict[str, int]]) -> dict[str, tuple[str, int]]:

@@ -285,13 +285,19 @@ class TcpMaker:
         """Those with their old ports first; they wait a moment where it may become free."""
         for pause in (*_PAUSES, 0.0):
             links = [link for link in links if not self._try(link, keep_port=True)]
-            in_the_way = {(row.local, row.remote) for row in _left_over({link.comes_from[1] for link in links})}
-            if not pause or not any((link.comes_from, link.to) in in_the_way for link in links):
+            in_the_way = _left_over({port for link in links for port in (link.comes_from[1], link.to[1])})
+            if not pause or not any(self._is_kept(link, in_the_way) for link in links):
                 break
             time.sleep(pause)
             ports.forget(_left_over(self.ports))
         for link in links:
             self._try(link, keep_port=False)
+
+    def _is_kept(self, link: _Link, in_the_way: list[sockdiag.InetSocket]) -> bool:
+        """Whether closed connections keep a name of it: the pair's, or the port that nobody listens at any more."""
+        alone = not self.listeners.matching(link.family, link.to)
+        return any((row.local, row.remote) == (link.comes_from, link.to) or (alone and row.local[1] == link.to[1])
+                   for row in in_the_way)
 
     def _try(self, link: _Link, *, keep_port: bool) -> bool:
         """Make a connection; whether that was possible with the names that it had."""
@@ -313,7 +319,7 @@ class TcpMaker:
                 connect(near, link.comes_from, link.to, _MOMENT)
                 link.far = near
                 return True
-            link.to = self.listeners.listen(link.family, link.to)
+            link.to = self._meeting_place(link, row, keep_port=keep_port)
             comes_from = connect(near, link.comes_from, as_family(near.family, link.to), _MOMENT)
             link.far = self.closing.enter_context(self.listeners.accept(link.family, link.to, comes_from, _MOMENT))
             return True
@@ -322,6 +328,20 @@ class TcpMaker:
             if keep_port:
                 return False
             raise self._not_connected(row, link, error) from error
+
+    def _meeting_place(self, link: _Link, row: TcpSocket, *, keep_port: bool) -> Address:
+        """Where somebody listens for a connection: where it was accepted, in the last resort elsewhere.
+
+        Raises:
+            OSError: it can't be had.
+        """
+        try:
+            return self.listeners.listen(link.family, link.to)
+        except OSError as error:
+            if keep_port or error.errno != errno.EADDRINUSE:
+                raise
+        self.ctx.warn(f"port {row.local_port} of a connection is taken; it has another one now")
+        return self.listeners.listen(link.family, (link.to[0], 0))
 
     def _not_connected(self, row: TcpSocket, link: _Link, error: OSError) -> CrhpcError:
         if error.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):

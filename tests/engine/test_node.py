@@ -244,6 +244,19 @@ def test_one_that_is_killed_before_the_cut(job):
     assert goes_on(job)
 
 
+def test_one_whose_first_process_has_just_ended(job):
+    """An image of that would be the newest, and there would be nothing to restart in it."""
+    ready(job)
+    os.kill(job.node.root_host, signal.SIGKILL)
+    until(lambda: not job.node.tasks(), "it does not die")
+    job.node.precopy(str(job.new_image()))
+    with pytest.raises(CrhpcError, match="no checkpoint was taken: the job's command has just ended") as caught:
+        job.node.freeze()
+    assert caught.value.passing
+    job.node.abort()
+    assert job.ended() == signal.SIGKILL
+
+
 def test_calls_out_of_order_are_errors(job):
     for call in (job.node.freeze, job.node.cut, job.node.thaw, job.node.write, job.node.describe, job.node.connect):
         with pytest.raises(AssertionError):

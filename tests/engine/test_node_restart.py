@@ -122,6 +122,13 @@ def test_an_image_of_other_nodes(job, image):
         job.node.build(str(image), job.described(image), job.stdio)
 
 
+def test_an_image_without_the_jobs_first_process(job, image):
+    """Its end would never come."""
+    with pytest.raises(ImageDamaged, match="first process, 4000, is not in it"):
+        job.restart(image, root=4000)
+    assert job.node.pod is None
+
+
 @pytest.mark.parametrize("last_pid", [-1, 1 << 40])
 def test_a_last_id_that_no_pod_can_have(job, image, last_pid):
     """It comes from whoever made the image."""

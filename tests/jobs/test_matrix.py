@@ -14,7 +14,7 @@ from heatrun import SIZES, Answer, prepared
 from mpis import ALL
 from wholejob import NewJob, interrupt_and_resume
 
-STEPS = 400
+STEPS = 500
 CELLS = [(name, transport, job) for name in ALL for transport in ("default", "tcp") for job in SIZES]
 if (share := os.environ.get("CRHPC_TEST_SHARE")) is not None:   # root and a plain user run at the same time: some each
     CELLS = [cell for number, cell in enumerate(CELLS) if (number * 5 // 4 % 4 == 0) == (share == "root")]
