@@ -27,6 +27,7 @@ from crhpc.image.format import LEVEL, MANIFEST, read_manifest, remove_stale_temp
 from crhpc.jobdir import DEFAULT, JobDirectory, JobState, Status, unwritable
 from crhpc.launch import ALONE, Launch
 from crhpc.progress import Report, checkpoint_line, duration, plain, plural, size
+from crhpc.recovery import Fleet, go_on
 from crhpc.supervisor import Supervisor
 from crhpc.task import Options, Task
 from crhpc.verify import verify_apart
@@ -47,11 +48,15 @@ def run(args: argparse.Namespace) -> int:
     report = Report(verbose=args.verbose)
     with JobDirectory.take(args.dir) as directory:
         _clear(directory)
-        state, found = resume.moved(directory.read_state(), resume.look(directory.path), _policy(args))
-        images = resume.candidates(args.resume, state, found, command, directory.path)
-        if not images:
-            return _supervise(directory, _starting(command, found), args, report)
-        return _restart_newest(directory, images, found, state, args, report)
+
+        def attempt(fleet: Fleet) -> int:
+            state, found = resume.moved(directory.read_state(), resume.look(directory.path), _policy(args))
+            images = resume.candidates(args.resume, state, found, command, directory.path)
+            args.resume = resume.Mode.AUTO if args.resume is resume.Mode.NEVER else args.resume   # the next time
+            if not images:
+                return _supervise(directory, _starting(command, found), fleet, args, report)
+            return _restart_newest(directory, images, found, state, fleet, args, report)
+        return go_on(attempt, _fleet(args), args.restarts, report.say)
 
 
 def restart(args: argparse.Namespace) -> int:
@@ -63,55 +68,64 @@ def restart(args: argparse.Namespace) -> int:
     report = Report(verbose=args.verbose)
     with JobDirectory.take(path.parent if is_image else path) as directory:
         _clear(directory)
-        state, found = resume.moved(directory.read_state(), resume.look(directory.path), _policy(args))
-        if not is_image:
-            return _restart_newest(directory, resume.to_restart(state, found), found, state, args, report)
-        image = resume.moved(None, [resume.look_at(path)], _policy(args))[1][0]
-        return _restart(directory, image, found, state, args, report)
+        this = [resume.look_at(path)] if is_image else []
+
+        def attempt(fleet: Fleet) -> int:
+            state, found = resume.moved(directory.read_state(), resume.look(directory.path), _policy(args))
+            if not this:
+                return _restart_newest(directory, resume.to_restart(state, found), found, state, fleet, args, report)
+            image = resume.moved(None, [this.pop()], _policy(args))[1][0]   # that one only at first
+            return _restart(directory, image, found, state, fleet, args, report)
+        return go_on(attempt, _fleet(args), args.restarts, report.say)
 
 
 def _restart_newest(directory: JobDirectory, images: Sequence[resume.Found], found: Sequence[resume.Found],
-                    state: JobState | None, args: argparse.Namespace, report: Report) -> int:
+                    state: JobState | None, fleet: Fleet, args: argparse.Namespace, report: Report) -> int:
     """Restart the first of the images that is whole."""
     def damaged(why: str) -> None:
         report.hold()
         report.say(why)
     try:
         return resume.newest_usable(
-            images, lambda image: _restart(directory, image, found, state, args, report), damaged, directory.path)
+            images, lambda image: _restart(directory, image, found, state, fleet, args, report), damaged,
+            directory.path)
     finally:
         report.release()
 
 
 def _restart(directory: JobDirectory, image: resume.Found, found: Sequence[resume.Found], state: JobState | None,
-             args: argparse.Namespace, report: Report) -> int:
+             fleet: Fleet, args: argparse.Namespace, report: Report) -> int:
     """Verify an image and restart it."""
     report.hold()
     try:
         if image.job is None:
             verify_apart(image.path)   # knows what is wrong with it
-        return _supervise(directory, _restarting(image, found, state), args, report)
+        return _supervise(directory, _restarting(image, found, state), fleet.of_size(image.pods), args, report)
     finally:
         report.release()
 
 
-def _supervise(directory: JobDirectory, task: Task, args: argparse.Namespace, report: Report) -> int:
+def _supervise(directory: JobDirectory, task: Task, fleet: Fleet, args: argparse.Namespace, report: Report) -> int:
     options = Options(every=args.every, keep=args.keep, wait_all=args.wait_all, memory=args.memory,
-                      level=args.level, policy=_policy(args), dry_run=args.dry_run, launch=_launch(args))
+                      level=args.level, policy=_policy(args), dry_run=args.dry_run,
+                      launch=Launch(fleet.used, args.launcher, patience=args.heartbeat) if fleet.used else ALONE)
     return Supervisor(directory, task, options, report).run()
 
 
-def _launch(args: argparse.Namespace) -> Launch:
-    """Where the agents run; this host's is the first."""
+def _fleet(args: argparse.Namespace) -> Fleet:
+    """Where the agents may run; this host's is the first."""
     listed = hosts.read_file(args.hostfile) if args.hostfile else hosts.parse(args.hosts or "")
     if not listed:
-        return ALONE
+        return Fleet()
     first = hosts.index_of_this(listed)
     if first is None:
         raise errors.Usage(what=f"this host, {socket.gethostname()}, is none of {', '.join(h.name for h in listed)}. "
                                 "Cure: start crhpc on one of them")
     names = (listed[first].name, *(host.name for host in listed if host is not listed[first]))
-    return Launch(names, args.launcher, patience=args.heartbeat)
+    spares = tuple(host.name for host in hosts.parse(args.spares or ""))
+    if twice := {*names} & {*spares}:
+        raise errors.Usage(what=f"{', '.join(sorted(twice))} can't be a spare and one of --hosts. Cure: list it once")
+    return Fleet(names, spares)
 
 
 def _policy(args: argparse.Namespace) -> FilePolicy:
@@ -350,6 +364,9 @@ def _add_job_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("-v", "--verbose", action="store_true", help="a line for each checkpoint")
     sub.add_argument("--hosts", metavar="LIST", help="run on these hosts (node1,node[3-5]:2), this one among them")
     sub.add_argument("--hostfile", type=Path, metavar="FILE", help="run on the hosts in a file, one a line")
+    sub.add_argument("--spares", metavar="LIST", help="hosts that take the places of lost ones")
+    sub.add_argument("--restarts", type=int, default=0, metavar="N",
+                     help="go on by itself when hosts or agents are lost, at most so many times (%(default)s)")
     sub.add_argument("--launcher", default="mpiexec", metavar="HOW",
                      help="how agents are started elsewhere: mpiexec, srun, ssh, or a program like ssh (%(default)s)")
     sub.add_argument("--heartbeat", type=seconds, default=SECONDS, metavar="SECONDS",
@@ -382,6 +399,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     args = parser().parse_args(words)
     if end:
         args.command = [*args.command, *end] if args.command else end[1:]
+    if getattr(args, "restarts", 0) < 0:
+        raise errors.Usage(what="--restarts is less than 0. Cure: 0 leaves it to you")
     if getattr(args, "keep", 0) < 0:
         raise errors.Usage(what="--keep is less than 0. Cure: 0 keeps all checkpoints")
     try:

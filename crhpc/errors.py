@@ -28,6 +28,8 @@ EXIT_TEMPORARY = 74
 
 PASSING = "try again a moment later"
 """The cure of what will be over soon; such a checkpoint is tried again by itself."""
+ENDING = "the job's command has just ended"
+"""Why there is nothing worth a checkpoint any more: told only to who has asked for one."""
 
 
 class CrhpcError(Exception):
@@ -223,6 +225,13 @@ class PortTaken(CrhpcError):
 class AgentLost(CrhpcError):
     """the agent on {host} ended unexpectedly ({why}) and the job with it. Cure: the same command line
     resumes from the last checkpoint"""
+
+    code = EXIT_LOST
+
+
+class TooFewHosts(CrhpcError):
+    """{lost} is lost, and {spares} spare host(s) are left for it. Cure: the same command line with other
+    --hosts resumes from the last checkpoint; --spares names hosts that take over by themselves"""
 
     code = EXIT_LOST
 

@@ -65,6 +65,8 @@ class Monitor:
         self._peers: dict[socket.socket, _Peer] = {}
         self._period = limit / _BEATS
         self._due = time.monotonic() + self._period
+        self.silent: set[int] = set()
+        """The ranks that were lost without a word: their machines are, or the way there. Others were only ended."""
 
     @property
     def name(self) -> str:
@@ -96,6 +98,7 @@ class Monitor:
                     peer.sock.send(_BEAT, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         for peer in [peer for peer in self._peers.values() if now - peer.heard > self.limit]:
             lost += self._drop(peer)
+            self.silent |= {peer.rank} - {-1}
         return lost
 
     def _accept(self) -> None:
@@ -141,6 +144,16 @@ class Monitor:
     def connected(self) -> set[int]:
         """The ranks that live, as far as one knows."""
         return {peer.rank for peer in self._peers.values()} - {-1}
+
+    def dismiss(self) -> set[int]:
+        """Have all agents end, and wait until they have; the ranks of those of which nothing is heard any more."""
+        for peer in self._peers.values():
+            with suppress(OSError):
+                peer.sock.shutdown(socket.SHUT_WR)
+        while self.connected:
+            self._selector.select(self._period)
+            self.turn()
+        return self.silent
 
     def close(self) -> None:
         """The end of the connections tells the agents to end."""

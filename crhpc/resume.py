@@ -48,6 +48,8 @@ class Found:
     started: float = 0.0
     """When its job was started first."""
     taken: float | None = None
+    pods: int = 1
+    """How many hosts it is of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,8 @@ def look_at(path: Path, number: int = 0) -> Found:
         manifest = read_manifest(path)
         job = manifest.job
         command = Command(tuple(map(str, job["argv"])), str(job["cwd"]))
-        return Found(manifest.number, path, str(job["id"]), command, float(job["started"]), manifest.created)
+        return Found(manifest.number, path, str(job["id"]), command, float(job["started"]), manifest.created,
+                     max(1, len(manifest.shards)))
     except (errors.CrhpcError, KeyError, TypeError, ValueError):
         return Found(number, path, None)
 

@@ -20,7 +20,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,8 @@ from crhpc.launch import Child, Peer, launch_agents
 from crhpc.progress import Report, checkpoint_line, duration, ended, plain, plural
 from crhpc.requests import Requests
 from crhpc.retention import Retention
-from crhpc.signals import Received, Signals, ignored
-from crhpc.task import Options, Task
+from crhpc.signals import Received, Signals
+from crhpc.task import Options, Task, order
 from crhpc.verify import Checking
 
 HELLO_SECONDS = 120.0
@@ -150,13 +150,15 @@ class Supervisor:
         assert checking is not None
         checking.finish()
         if self._agent is not None:
-            self._send(self._order(), fds=(0, 1, 2))
+            self._send(order(self._task, self._options, self._directory.path), fds=(0, 1, 2))
 
     def _listen_for_life(self) -> None:
         lost = self._monitor.turn() if self._monitor is not None else []
-        if lost and self._result is None:
+        if lost and self._result is None and self._monitor is not None:
             self._agent_host = self._options.launch.hosts[lost[0]]
-            self._agent_lost(f"no sign of life for {duration(self._options.launch.patience)}")
+            silent = lost[0] in self._monitor.silent
+            self._agent_lost(f"no sign of life for {duration(self._options.launch.patience)}" if silent else
+                             "the connection to it broke")
 
     def _drain(self, child: Child, at_end: Callable[[], None]) -> None:
         if not child.drain():
@@ -183,14 +185,23 @@ class Supervisor:
     def _agent_lost(self, why: str = "") -> None:
         assert self._agents is not None
         self._let_agent_go()
-        self._let_monitor_go()   # the other agents end, too
+        lost = self._lost_hosts()   # the other agents end, too
+        if lost and not why:
+            self._agent_host, why = lost[0], f"no sign of life for {duration(self._options.launch.patience)}"
+        self._let_monitor_go()
         self._agents.end(_EOF_SECONDS)
         status = self._agents.wait(0)
         why = why or ("the connection to it broke" if status is None else f"its launcher ended with {ended(status)}")
         if self._running:
             self._record_end(Status.FAILED, None)
         self._quote_agents()
-        raise errors.AgentLost(host=self._agent_host, why=why)
+        raise errors.AgentLost(host=self._agent_host, why=why, lost=lost)
+
+    def _lost_hosts(self) -> list[str]:
+        """The hosts of which nothing is heard; on the others the agents have ended by now."""
+        if self._monitor is None:
+            return []
+        return [self._options.launch.hosts[rank] for rank in sorted(self._monitor.dismiss())]
 
     def _let_agent_go(self) -> None:
         if self._agent is not None:
@@ -267,22 +278,7 @@ class Supervisor:
         self._deadline = None
         self._watch(channel, self._from_agent)
         if self._checking is None:
-            self._send(self._order(), fds=(0, 1, 2))
-
-    def _order(self) -> Message:
-        directory = str(self._directory.path)
-        common = {**asdict(self._options), "directory": directory, "umask": _umask(), "ignored": ignored(),
-                  "cpus": sorted(os.sched_getaffinity(0))}
-        common["hosts"] = list(self._options.launch.hosts)
-        for name in ("keep", "policy", "dry_run", "launch"):   # the agents only add images; a start brings nothing back
-            del common[name]
-        if self._task.image is not None:
-            return {"op": "restart", "image": str(self._task.image), "policy": self._options.policy.to_message(),
-                    "dry_run": self._options.dry_run, **common}
-        what: Message = {"argv": list(self._state.argv), "cwd": self._state.cwd}
-        job = {"id": self._state.id, "directory": directory, "started": self._state.started, **what}
-        return {"op": "start", "env": self._task.environment or {}, "job": job, **what, **common,
-                "cpus": sorted(os.sched_getaffinity(0))}   # the launcher may bind the agents to others
+            self._send(order(self._task, self._options, self._directory.path), fds=(0, 1, 2))
 
     def _send(self, message: Message, fds: tuple[int, ...] = ()) -> None:
         if self._agent is not None:
@@ -459,9 +455,3 @@ def _receive(channel: Channel) -> Message:
     for fd in fds:
         os.close(fd)
     return message
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from supervised import PATIENCE, Workspace, read_terminal, until
 
-from crhpc import supervisor
+from crhpc import task
 from crhpc.channel import Channel, ChannelClosed
 from crhpc.jobdir import JobDirectory, JobState, Status, read_running, read_state
 from crhpc.progress import Report
@@ -700,7 +700,7 @@ def test_umask_is_read_without_changing_it():
     before = os.umask(0o022)
     try:
         os.umask(0o027)
-        assert supervisor._umask() == 0o027
-        assert supervisor._umask() == 0o027
+        assert task._umask() == 0o027
+        assert task._umask() == 0o027
     finally:
         os.umask(before)

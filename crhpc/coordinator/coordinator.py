@@ -15,6 +15,7 @@ from crhpc.coordinator.endpoints import Connection, External, match
 from crhpc.coordinator.placement import place
 from crhpc.coordinator.protocol import Message, Op, Transport
 from crhpc.errors import (
+    ENDING,
     EXIT_INTERNAL,
     PASSING,
     CheckpointFailed,
@@ -193,6 +194,8 @@ class Coordinator:
         try:
             pods = job.get("pods", {})
             self._progress("build", 0, 0)
+            if self.others:
+                self._forget(image)
             self.order(Op.BUILD, image=image, pods=pods, policy=message.get("policy", {}), places=self._places(pods))
             self._connect(self.store.connections(image) if self.others else [])
             replies = self.order(Op.RELEASE, pods=pods)
@@ -200,6 +203,12 @@ class Coordinator:
             self.order(Op.END)
             raise
         return self._started(replies, began, image)
+
+    def _forget(self, image: str) -> None:
+        """Have ports free that connections between nodes keep, of the job's life until a moment ago."""
+        left = [row for reply in self.order(Op.LEFT, image=image).values() for row in reply["rows"]]
+        if left:
+            self.order(Op.FORGET, rows=left)
 
     def _read_job(self, image: str) -> dict[str, Any]:
         """What an image says of its job.
@@ -380,7 +389,8 @@ class Coordinator:
         self._failures += 1
         if self.every and error.passing:
             self.due = time.monotonic() + min(self.every, _SOON * self._failures)
-        self._failed(checkpoint.ids, error)
+        if checkpoint.ids or ENDING not in str(error):
+            self._failed(checkpoint.ids, error)
 
     def _failed(self, ids: list[int], error: CrhpcError) -> None:
         for number in ids or [-1]:

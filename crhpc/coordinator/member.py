@@ -118,6 +118,8 @@ class Member:
             Op.THAW: lambda: {"frozen": node.thaw()},
             Op.ABORT: node.abort,
             Op.CHECK: lambda: {"plans": node.check(order["image"], pod, order["policy"])},
+            Op.LEFT: lambda: {"rows": node.left(order["image"])},
+            Op.FORGET: lambda: node.forget(order["rows"]),
             Op.BUILD: lambda: {"tasks": node.build(order["image"], pod, self.stdio, order["policy"],
                                                     order["places"].get(str(self._transport.rank)))},
             Op.OFFER: lambda: {"names": node.offer(links)},

@@ -24,7 +24,9 @@ below is a barrier.
                     commit     by the coordinator alone: master, manifest, rename
     a failure       ABORT ───▶ every pod is thawed, every shard goes, the job goes on
     a dry run       CHECK ───▶ what a restart would do to files, or why it can't be
-    a restart       BUILD ───▶ pods, tasks, memory, files; all stopped
+    a restart       LEFT ────▶ what closed connections between nodes still keep (where there are several)
+                    FORGET ──▶ ended by the nodes of their other ends
+                    BUILD ───▶ pods, tasks, memory, files; all stopped
                     OFFER ───▶ listening for connections of other nodes (where there are several)
                     REACH ───▶ connected to what was offered
                     CONNECT ─▶ sockets; ports that had to move come back
@@ -64,6 +66,8 @@ class Op(enum.StrEnum):
     WRITE = "write"
     ABORT = "abort"
     CHECK = "check"
+    LEFT = "left"
+    FORGET = "forget"
     BUILD = "build"
     OFFER = "offer"
     REACH = "reach"
@@ -98,6 +102,8 @@ class NodeDoor(Protocol):
     def progress(self) -> tuple[int, int]: ...
     def abort(self) -> None: ...
     def check(self, image: str, described: dict[str, Any], policy: dict[str, Any]) -> list[str]: ...
+    def left(self, image: str) -> list[Any]: ...
+    def forget(self, rows: Sequence[Any]) -> None: ...
     def build(self, image: str, described: dict[str, Any], stdio: tuple[int, int, int],
               policy: dict[str, Any] | None = None, places: dict[str, Any] | None = None) -> int: ...
     def offer(self, links: Sequence[dict[str, int]]) -> dict[str, tuple[str, int]]: ...

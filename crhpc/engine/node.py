@@ -20,7 +20,7 @@ from crhpc.engine.pod import PodProcess
 from crhpc.engine.redirect import Redirector
 from crhpc.engine.restore import Rebuilding, preview
 from crhpc.engine.watch import watch
-from crhpc.errors import PASSING, CheckpointFailed, ImageDamaged
+from crhpc.errors import ENDING, PASSING, CheckpointFailed, ImageDamaged
 from crhpc.filepolicy import FilePolicy
 from crhpc.image.reader import Image
 from crhpc.image.writer import ShardWriter
@@ -28,7 +28,8 @@ from crhpc.kernel import addresses, proc
 from crhpc.log import Steps, logger
 from crhpc.resources import kinds
 from crhpc.resources.context import Dump, Pod
-from crhpc.resources.files.tcp import distant, endpoints, windows
+from crhpc.resources.distant import LeftBehind, forget
+from crhpc.resources.files.tcp import distant, endpoints, left_behind, windows
 
 log = logger(__name__)
 
@@ -164,7 +165,7 @@ class Node:
             self._go_on_redirecting()
             raise
         if self.root and self.root_status is None and all(task.pid != self.root for task in self._frozen.tasks):
-            raise CheckpointFailed(why="the job's command has just ended", cure=PASSING)
+            raise CheckpointFailed(why=ENDING, cure=PASSING)
         return len(self._frozen.tasks) + len(self._frozen.zombies)
 
     def settle(self) -> list[Any]:
@@ -294,6 +295,19 @@ class Node:
             context = Pod(os.getpid(), files.path(described["temporary"]), stdio=(nothing.fileno(),) * 3)
             return preview(opened.node(self.number), Path(image), context, self.kinds, self.warn, files)
 
+    def left(self, image: str) -> list[Any]:
+        """What closed connections with other nodes keep of ports that the pod of an image needs: family and two names.
+
+        Raises:
+            CrhpcError: the image is damaged.
+        """
+        with restarting(image, self.end), Image(image) as opened:
+            return [[row.family, row.local, row.remote] for row in left_behind(opened.node(self.number))]
+
+    def forget(self, rows: Sequence[Any]) -> None:
+        """End those of other nodes whose other end was here."""
+        forget([LeftBehind(family, (one[0], one[1]), (other[0], other[1])) for family, one, other in rows])
+
     def build(self, image: str, described: dict[str, Any], stdio: tuple[int, int, int],
               policy: dict[str, Any] | None = None, places: dict[str, Any] | None = None) -> int:
         """Rebuild the pod of an image up to its open files, all stopped; how many tasks it has.
@@ -412,27 +426,13 @@ class Node:
                 if alive:
                     os.kill(self.root_host, number)
                 return
-            leader = os.getpgid(self.root_host) if alive else self._group_left()
+            leader = os.getpgid(self.root_host) if alive else self.pod.group(self.root) if self.pod else 0
             if leader:
                 os.killpg(leader, number)
 
-    def _group_left(self) -> int:
-        """The number here of the group that the job's first process led, if any of it is left; else 0."""
-        for host in proc.descendants(self.pod.pid) if self.pod else []:
-            with contextlib.suppress(OSError):
-                if proc.status(host).inner("NSpgid") == self.root:
-                    return os.getpgid(host)
-        return 0
-
     def tasks(self) -> list[dict[str, Any]]:
         """The pod's processes: pid, host_pid, program, threads."""
-        found = []
-        for host in proc.descendants(self.pod.pid) if self.pod is not None else []:
-            with contextlib.suppress(OSError):
-                status = proc.status(host)
-                found.append({"pid": status.inner("NSpid"), "host_pid": host, "program": proc.program(host),
-                              "threads": status.number("Threads")})
-        return found
+        return self.pod.tasks() if self.pod is not None else []
 
     def survey(self) -> tuple[list[str], list[dict[str, Any]]]:
         """What a checkpoint would refuse now, one line each, and the ends of connections; the pod runs on."""

@@ -136,6 +136,25 @@ class PodProcess:
         theirs.close()
         return ours
 
+    # -- what lives in it -------------------------------------------------------------------------
+    def tasks(self) -> list[dict[str, Any]]:
+        """Its processes: pid, host_pid, program, threads."""
+        found = []
+        for host in proc.descendants(self.pid):
+            with contextlib.suppress(OSError):
+                status = proc.status(host)
+                found.append({"pid": status.inner("NSpid"), "host_pid": host, "program": proc.program(host),
+                              "threads": status.number("Threads")})
+        return found
+
+    def group(self, leader: int) -> int:
+        """The number here of the process group that one of its processes led, if any of it is left; else 0."""
+        for host in proc.descendants(self.pid):
+            with contextlib.suppress(OSError):
+                if proc.status(host).inner("NSpgid") == leader:
+                    return os.getpgid(host)
+        return 0
+
     def clock_offset(self, name: str) -> float:
         """Seconds that a clock of the pod ("monotonic", "boottime") is ahead of this process's own."""
         inside = clock_offsets(self.pid)[name]

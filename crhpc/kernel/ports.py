@@ -17,10 +17,10 @@ import functools
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
+from typing import Protocol
 
-from crhpc.kernel import libc
-from crhpc.kernel.sockdiag import InetSocket
+from crhpc.kernel import libc, sockdiag
 
 _IP_BIND_ADDRESS_NO_PORT, _IP_LOCAL_PORT_RANGE = 24, 51
 _ANY = ("", "0.0.0.0", "::", "::ffff:0.0.0.0")
@@ -136,8 +136,36 @@ def _one_choice(sock: socket.socket, port: int) -> Iterator[bool]:
         sock.setsockopt(socket.IPPROTO_IP, _IP_LOCAL_PORT_RANGE, before)
 
 
-def forget(rows: list[InetSocket]) -> None:
-    """End what is left here of closed connections, where the other end was on this machine, too.
+_LEFT_OVER = (sockdiag.TCP_TIME_WAIT, sockdiag.TCP_FIN_WAIT1, sockdiag.TCP_FIN_WAIT2, sockdiag.TCP_CLOSING,
+              sockdiag.TCP_LAST_ACK)
+
+
+def left_over(wanted: Collection[int]) -> list[sockdiag.InetSocket]:
+    """What closed connections, that nobody has open any more, have left here at ports."""
+    wanted = {*wanted} - {0}
+    return [row for row in sockdiag.inet_sockets() if not row.inode and row.local[1] in wanted
+            and row.state in _LEFT_OVER] if wanted else []
+
+
+def only_left_over(port: int) -> bool:
+    """Whether a port is kept by nothing else."""
+    rows = [row for row in sockdiag.inet_sockets() if row.local[1] == port]
+    return bool(rows) and all(not row.inode and row.state in _LEFT_OVER for row in rows)
+
+
+class Ends(Protocol):
+    """What is left of a closed connection."""
+
+    @property
+    def family(self) -> int: ...
+    @property
+    def local(self) -> Address: ...
+    @property
+    def remote(self) -> Address: ...
+
+
+def forget(rows: Sequence[Ends]) -> None:
+    """End what is left of closed connections, here or elsewhere, where the other end was on this machine.
 
     Not possible at once where something is left of both ends: on loopback after a second (tcp_tw_reuse). What it
     can't end, ends by itself. A port that several connections had is free for that when the others are gone.
@@ -149,7 +177,7 @@ def forget(rows: list[InetSocket]) -> None:
         rows = left
 
 
-def _forget(row: InetSocket) -> bool:
+def _forget(row: Ends) -> bool:
     with socket.socket(row.family, socket.SOCK_STREAM) as sock:
         if row.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)

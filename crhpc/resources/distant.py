@@ -9,13 +9,14 @@ import contextlib
 import errno
 import socket
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from crhpc.errors import RestartFailed
 from crhpc.image.reader import Image, Shard
-from crhpc.kernel import tcp
-from crhpc.kernel.listeners import Listeners, as_family, connect
+from crhpc.kernel import ports, tcp
+from crhpc.kernel.listeners import Listeners, as_family, connect, is_own
 from crhpc.kernel.ports import Address
 from crhpc.resources.connections import await_end, close_directions
 from crhpc.resources.context import table_name
@@ -150,6 +151,29 @@ class Distant:
     def close(self) -> None:
         for sock in self._sockets.values():
             sock.close()
+
+
+# -- what is left of an earlier life ------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class LeftBehind:
+    """Of a connection between two nodes that is closed: it keeps the port of one end for a minute."""
+
+    family: int
+    local: Address
+    remote: Address
+
+
+def left_behind(shard: Shard, record: type[TcpSocket]) -> list[LeftBehind]:
+    """What connections with other nodes have left at ports that a pod needs."""
+    name = table_name(record)
+    wanted = {row.local_port for row in shard.table(record, name)} if name in shard.tables() else set()
+    return [LeftBehind(row.family, row.local, row.remote) for row in ports.left_over(wanted)
+            if not is_own(row.remote[0].partition("%")[0])]
+
+
+def forget(rows: Sequence[LeftBehind]) -> None:
+    """End what is left elsewhere of connections whose other end was on this machine: nobody else can."""
+    ports.forget([row for row in rows if is_own(row.remote[0].partition("%")[0])])
 
 
 def _unread(shard: Shard, record: type[TcpSocket], file: int) -> bytes:

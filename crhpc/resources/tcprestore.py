@@ -27,9 +27,8 @@ from crhpc.resources.sockets import bind_inet, brought_back, no_name, shown_addr
 
 _LISTEN, _SYN_SENT, _CLOSE = sockdiag.TCP_LISTEN, sockdiag.TCP_SYN_SENT, sockdiag.TCP_CLOSE
 _READ, _WRITE = 1, 2
-_REFILL, _TIME_WAIT, _MOMENT, _QUIET, _PIECE, _PAUSES = 10.0, 65.0, 5.0, 0.5, 32 << 10, (0.2, 0.4, 0.8, 0.8)
-_LEFT_OVER = (sockdiag.TCP_TIME_WAIT, sockdiag.TCP_FIN_WAIT1, sockdiag.TCP_FIN_WAIT2, sockdiag.TCP_CLOSING,
-              sockdiag.TCP_LAST_ACK)
+_REFILL, _TIME_WAIT, _TIME_WAIT_FAR, _MOMENT, _QUIET, _PIECE = 10.0, 65.0, 10.0, 5.0, 0.5, 32 << 10
+_PAUSES = 0.2, 0.4, 0.8, 0.8
 _EARLY = frozenset((
     *((socket.SOL_SOCKET, name) for name in (socket.SO_REUSEADDR, socket.SO_REUSEPORT, socket.SO_RCVBUF,
                                              socket.SO_SNDBUF, 25, 36, 10)),
@@ -136,7 +135,7 @@ class TcpMaker:
     def make_unconnected(self) -> None:
         self.ports = {port for row in self.rows.values() for port in (row.local_port, row.remote_port)}
         self.ports |= {row.remote_port for row in self.ctx.rows(TcpWaiting)}
-        ports.forget(_left_over(self.ports))
+        ports.forget(ports.left_over(self.ports))
         self.ports |= {port for _, port in self.ctx.pod.redirects.ports}
         bound = [row for row in self.rows.values() if row.state == _LISTEN
                  or (row.state == _CLOSE and not (row.connected or _is_over(row)))]
@@ -199,7 +198,8 @@ class TcpMaker:
 
         Connections of the job's own that are only just closed are waited out where they must be.
         """
-        deadline = time.monotonic() + _TIME_WAIT
+        # Between nodes it is not known whether they ever go: the other end may be without power.
+        deadline = time.monotonic() + (_TIME_WAIT_FAR if self.ctx.pod.redirects.others else _TIME_WAIT)
         told = False
         while True:
             try:
@@ -209,16 +209,16 @@ class TcpMaker:
                 if error.errno != errno.EADDRINUSE:
                     raise no_name(self.ctx, row, socket.IPPROTO_TCP, error) from None
                 reuse = sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
-                if reuse and not (_only_left_over(row) and time.monotonic() < deadline):
+                if reuse and not (ports.only_left_over(row.local_port) and time.monotonic() < deadline):
                     return False
             if not reuse:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 continue
             if not told:
-                self.ctx.warn(f"port {row.local_port} is kept by closed connections for up to a minute; waiting")
+                self.ctx.warn(f"port {row.local_port} is kept by closed connections for a while; waiting")
                 told = True
             time.sleep(0.5)
-            ports.forget(_left_over(self.ports))
+            ports.forget(ports.left_over(self.ports))
 
     def _listen(self, row: TcpSocket) -> bool:
         """Whether it can: another program may have been quicker at the same port."""
@@ -285,11 +285,11 @@ class TcpMaker:
         """Those with their old ports first; they wait a moment where it may become free."""
         for pause in (*_PAUSES, 0.0):
             links = [link for link in links if not self._try(link, keep_port=True)]
-            in_the_way = _left_over({port for link in links for port in (link.comes_from[1], link.to[1])})
+            in_the_way = ports.left_over({port for link in links for port in (link.comes_from[1], link.to[1])})
             if not pause or not any(self._is_kept(link, in_the_way) for link in links):
                 break
             time.sleep(pause)
-            ports.forget(_left_over(self.ports))
+            ports.forget(ports.left_over(self.ports))
         for link in links:
             self._try(link, keep_port=False)
 
@@ -460,17 +460,3 @@ def _own(row: TcpSocket) -> str:
     if is_any(row.local):
         return "127.0.0.1" if row.family == socket.AF_INET else "::1"
     return row.local
-
-
-def _left_over(ports_wanted: set[int]) -> list[sockdiag.InetSocket]:
-    """What closed connections of the job's own, most likely, have left at ports that it needs."""
-    if not ports_wanted - {0}:
-        return []
-    return [row for row in sockdiag.inet_sockets()
-            if not row.inode and row.local[1] in ports_wanted and row.state in _LEFT_OVER]
-
-
-def _only_left_over(row: TcpSocket) -> bool:
-    """Whether a port is kept by nothing but connections that nobody has open any more."""
-    rows = [found for found in sockdiag.inet_sockets() if found.local[1] == row.local_port]
-    return bool(rows) and all(not found.inode and found.state in _LEFT_OVER for found in rows)

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from crhpc.coordinator.endpoints import Connection
-from crhpc.errors import PASSING, CheckpointFailed, CrhpcError, DiskFull, NotAllowed, Reported, Unsupported
+from crhpc.errors import ENDING, PASSING, CheckpointFailed, CrhpcError, DiskFull, NotAllowed, Reported, Unsupported
 
 PHASES = ["precopy", "freeze", "cut", "describe", "thaw", "write"]
 REFUSED = Unsupported(what="a thing", pid=7, program="app", cure="leave it")
@@ -332,6 +332,19 @@ def test_a_job_without_such_things_hears_nothing(world):
     assert world.calls().count("survey") == len(world.nodes)
 
 
+def test_the_end_of_a_job_is_told_only_to_who_has_asked(world):
+    """That a checkpoint was due in the job's last moment is nobody's trouble."""
+    world.start(every=1000.0)
+    world.nodes[0].fails["freeze"] = CheckpointFailed(why=ENDING, cure=PASSING)
+    assert ENDING in world.checkpoint(5)["error"]
+    world.nodes[0].fails["freeze"] = CheckpointFailed(why=ENDING, cure=PASSING)
+    before, world.coordinator.due = len(world.heard), 0.0
+    world.until(lambda: not world.nodes[0].fails)
+    world.turn()
+    assert not world.answers(before)
+    assert states(world) == {"running"}
+
+
 # -- restart ------------------------------------------------------------------------------------------
 @pytest.fixture
 def again(world, new_world):
@@ -347,7 +360,7 @@ def test_restart(again):
     size = len(again.nodes)
     told = again.restart("/images/image-1")
     assert [method for _, method in again.log] == [
-        phase for phase in ("build", "connect", "finish", "release") for _ in range(size)]
+        phase for phase in (*["left"] * (size > 1), "build", "connect", "finish", "release") for _ in range(size)]
     assert (told["op"], told["image"], told["pid"], told["host_pid"]) == ("started", "/images/image-1", 2, 2000)
     assert told["tasks"] == sum(10 + rank for rank in range(size))
     for rank, node in enumerate(again.nodes):

@@ -54,8 +54,10 @@ def test_every_order_is_known(side):
     side.node.state = "running"
     fields = {"command": {}, "temporary": "/tmp/x", "directory": "/d", "image": "/i", "pods": {"0": {"last_pid": 7}},
               "signal": 1, "group": False, "policy": {}, "address": "127.0.0.1", "env": {}, "peers": [],
-              "hosts": ["node"], "places": {}, "ports": [], "senders": [], "owners": [], "counts": {}, "offers": {}}
+              "hosts": ["node"], "places": {}, "ports": [], "senders": [], "rows": [], "owners": [],
+              "counts": {}, "offers": {}}
     before = {Op.START: "empty", Op.CHECK: "empty", Op.CUT: "frozen", Op.THAW: "frozen", Op.BUILD: "empty",
+              Op.LEFT: "empty", Op.FORGET: "empty",
               Op.CONNECT: "built", Op.FINISH: "connected", Op.RELEASE: "finished",
               Op.OFFER: "built", Op.REACH: "built", Op.SETTLE: "frozen",
               Op.EXPECT: "frozen", Op.DRAIN: "frozen", Op.RETURN: "frozen", Op.REFILL: "frozen"}

@@ -94,6 +94,17 @@ def test_one_end_offers_and_the_other_reaches(world):
     assert world.nodes[0].arguments["offer"]["links"] == []
 
 
+def test_what_closed_connections_keep_is_told_to_all(world):
+    world.start()
+    world.checkpoint()
+    for node in world.nodes:
+        node.state = "empty"
+    world.nodes[1].behind = [[2, B, A]]
+    world.restart("/images/image-1")
+    assert [node.arguments["forget"] for node in world.nodes] == [{"rows": [[2, B, A]]}] * 3
+    assert world.calls(0).index("forget") < world.calls(0).index("build")
+
+
 def test_machines_that_have_changed(world):
     """Each node is told where all are; ports that had to move on one are told to all."""
     world.start()

@@ -75,6 +75,8 @@ class FakeNode:
         self.rounds = 1
         self.receives: list[Any] = []
         """Of which this node has the receivers."""
+        self.behind: list[Any] = []
+        """What closed connections keep."""
         self.ports: list[Any] = []
         """Which had to move."""
         self.refusals: list[str] = []
@@ -173,6 +175,13 @@ class FakeNode:
     def check(self, image: str, described: dict[str, Any], policy: dict[str, Any]) -> list[str]:
         self._enter("check", "empty", image=image, described=described, policy=policy)
         return ["the same everywhere", f"of rank {self.rank}"]
+
+    def left(self, image: str) -> list[Any]:
+        self._enter("left", "empty", image=image)
+        return self.behind
+
+    def forget(self, rows: Sequence[Any]) -> None:
+        self._enter("forget", "empty", rows=rows)
 
     def build(self, image: str, described: dict[str, Any], stdio: tuple[int, int, int],
               policy: dict[str, Any] | None = None, places: dict[str, Any] | None = None) -> int:

@@ -113,6 +113,36 @@ def test_resumed_on_other_nodes(cluster: Cluster, name: str, job: str, places: l
     assert expected.differences(Answer.read(place, place / "job.out")) == [], said
 
 
+def test_a_spare_takes_over(cluster: Cluster, tmp_path: Path) -> None:
+    """By itself: first for a node without power, then for an agent that was killed, whose node goes on."""
+    place = cluster.shared / "job"
+    place.mkdir()
+    run = prepared(installed(ALL["mpich"]()), "heat.c", cluster.shared, steps=600)
+    expected = run.uninterrupted(tmp_path)
+    process = start(cluster, run, place, "--every", "1", "--keep", "0", "--heartbeat", "3", "--spares", "node3",
+                    "--restarts", "2", "-v")
+    await_new_image(cluster, process, place)
+    cluster[2].kill()
+    await_line(process, place, "resumed from ")
+    await_line(process, place, "checkpoint ", after="resumed from ")
+    cluster[3].run("pkill -KILL -f '[c]rhpc.agent'")
+    code = process.wait(PATIENCE)
+    said = (place / "job.err").read_text()
+    assert code == 0, said
+    print(said)
+    assert "node2 is lost (no sign of life for 3.0 s); restart 1 of 2 on node1, node3" in said, said
+    assert said.count("; restart 2 of 2 on node1, node3") == 1 and said.count("crhpc: resumed from ") == 2, said
+    assert expected.differences(Answer.read(place, place / "job.out")) == [], said
+
+
+def await_line(process: subprocess.Popen[bytes], place: Path, words: str, after: str = "crhpc: started") -> None:
+    """Until it is said."""
+    deadline = time.monotonic() + PATIENCE
+    while words not in (said := (place / "job.err").read_text()).rpartition(after)[2]:
+        assert process.poll() is None and time.monotonic() < deadline, said
+        time.sleep(0.05)
+
+
 def test_a_node_that_is_gone_ends_the_job(cluster: Cluster, tmp_path: Path) -> None:
     """In one line, and nothing of it runs on; what is saved can be resumed when the node is back."""
     place = cluster.shared / "job"

@@ -12,14 +12,16 @@ import socket
 from typing import Any
 
 from crhpc.errors import PASSING, ImageDamaged
+from crhpc.image.reader import Shard
 from crhpc.kernel import sockdiag, sockopt, tcp
 from crhpc.kernel.listeners import name_of, unmapped
 from crhpc.kernel.ports import Address
 from crhpc.kernel.tcp import Unread
 from crhpc.resources import Chapter, Cut, Phase, at
+from crhpc.resources import distant as distantly
 from crhpc.resources.connections import CONNECTED, ENDED, Network, Queued
 from crhpc.resources.context import Dump, OpenFile, Restore
-from crhpc.resources.distant import Distant
+from crhpc.resources.distant import Distant, LeftBehind
 from crhpc.resources.files import File, FileKind
 from crhpc.resources.sockets import borrow, check_inet, events, identity, put_aside, shown_address, unsavable
 from crhpc.resources.tcprestore import TcpMaker, TcpSocket, TcpWaiting
@@ -131,6 +133,11 @@ def distant(ctx: Restore) -> Distant:
     """The connections with other nodes, between Phase.OPEN and Phase.CONNECT."""
     maker: TcpMaker = ctx.state["tcp maker"]
     return maker.distant
+
+
+def left_behind(shard: Shard) -> list[LeftBehind]:
+    """What closed connections with other nodes keep of a pod's ports."""
+    return distantly.left_behind(shard, TcpSocket)
 
 
 def windows(ctx: Dump) -> Windows:
