@@ -255,16 +255,18 @@ class Agent:
             return self.coordinator.start(message, temporary)
         slots = [len(message["cpus"]), *(joined[rank]["cpus"] for rank in self.coordinator.others)]
         files, variables = remoteshell.prepare(temporary, self.hosts, slots)
-        self.shell = RemoteShell(files[remoteshell.FILE]["text"], self.hosts, self.coordinator.order)
+        self.shell = RemoteShell(files[remoteshell.FILE]["text"], self.hosts, self.coordinator.addresses(),
+                                 self.coordinator.order)
         return self.coordinator.start({**message, "env": {**message["env"], **variables}}, temporary, files)
 
     def _reopen_shell(self, image: str) -> None:
         """Where the job's remote shell comes to, as before."""
         if len(self.hosts) < 2 or self.node is None or self.node.pod is None or self.coordinator is None:
             return
-        path = Path(self.node.pod.temporary, remoteshell.FILE)
+        path = Path(self.node.pod.place, remoteshell.FILE)
         try:
-            self.shell = RemoteShell(path.read_text(encoding="ascii"), self.hosts, self.coordinator.order)
+            self.shell = RemoteShell(path.read_text(encoding="ascii"), self.hosts, self.coordinator.addresses(),
+                                     self.coordinator.order)
         except (OSError, ValueError) as error:
             raise ImageDamaged(image=image, what=f"{path}: {error}") from None
 

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
             images = resume.candidates(args.resume, state, found, command, directory.path)
             args.resume = resume.Mode.AUTO if args.resume is resume.Mode.NEVER else args.resume   # the next time
             if not images:
-                return _supervise(directory, _starting(command, found), fleet, args, report)
+                return _supervise(directory, _starting(command, found), fleet.afresh(), args, report)
             return _restart_newest(directory, images, found, state, fleet, args, report)
         return go_on(attempt, _fleet(args), args.restarts, report.say)
 

@@ -229,9 +229,9 @@ class AgentLost(CrhpcError):
     code = EXIT_LOST
 
 
-class TooFewHosts(CrhpcError):
-    """{lost} is lost, and {spares} spare host(s) are left for it. Cure: the same command line with other
-    --hosts resumes from the last checkpoint; --spares names hosts that take over by themselves"""
+class HostLost(CrhpcError):
+    """nothing is heard of the agent on {host}, this host itself. Cure: the same command line resumes from the
+    last checkpoint, here or on another host"""
 
     code = EXIT_LOST
 

@@ -39,7 +39,7 @@ class Launch:
     """How and where the agents are started."""
 
     hosts: tuple[str, ...] = ()
-    """In the order of their ranks; none: on this host alone."""
+    """In the order of their ranks, those of one host together; none: on this host alone."""
     launcher: str = "mpiexec"
     """How mpiexec reaches other hosts: ``mpiexec`` as it likes, ``srun``, ``ssh``, or a program like ssh."""
     monitor: str = ""
@@ -76,14 +76,18 @@ def agent_command(environment: Mapping[str, str], launch: Launch = ALONE) -> lis
 def _over_hosts(launcher: Sequence[str], launch: Launch) -> list[str]:
     """Options of mpiexec for one process on each host."""
     if _is_open_mpi(launcher):
-        options = ["--host", ",".join(f"{host}:1" for host in launch.hosts), "--map-by", "ppr:1:node", "--bind-to",
-                   "none"]
+        options = ["--host", _counted(launch.hosts), "--map-by", "slot", "--bind-to", "none"]
         for name in _FOR_AGENTS:
             options += ["-x", name]
         return options
     reach = {"mpiexec": [], "srun": ["-launcher", "slurm"], "ssh": ["-launcher", "ssh"]}
     way = reach.get(launch.launcher, ["-launcher", "ssh", "-launcher-exec", launch.launcher])
-    return [*way, "-hosts", ",".join(launch.hosts), "-ppn", "1"]
+    return [*way, "-hosts", _counted(launch.hosts)]
+
+
+def _counted(hosts: Sequence[str]) -> str:
+    """Hosts with how many processes each gets; those of one host stand together."""
+    return ",".join(f"{host}:{hosts.count(host)}" for host in dict.fromkeys(hosts))
 
 
 def _is_open_mpi(launcher: Sequence[str]) -> bool:

@@ -20,23 +20,35 @@ class Fleet:
     """Those that take the places of lost ones, in this order."""
 
     def of_size(self, pods: int) -> Fleet:
-        """The same hosts, so many of them in use: those that are more than a job needs are spares."""
+        """The same hosts for so many pods: more are spares; where they are too few, each gets several pods."""
         if not self.used:
             return self
-        names = (*self.used, *self.spares)
-        return Fleet(names[:pods], names[pods:])
+        names = tuple(dict.fromkeys((*self.used, *self.spares)))
+        if len(self.used) == pods and len(names) < pods:   # as it is already
+            return self
+        few = len(names) < pods
+        return Fleet(tuple(names[n * len(names) // pods] for n in range(pods)) if few else names[:pods], names[pods:])
+
+    def afresh(self) -> Fleet:
+        """For a job that starts: a pod on each host."""
+        return Fleet(tuple(dict.fromkeys(self.used)), self.spares)
 
     def without(self, lost: Collection[str]) -> Fleet:
-        """Spares in the places of those that are lost; the others stay where they are.
+        """Spares in the places of those that are lost, else the host of the pod before; the others stay where they are.
 
         Raises:
-            errors.TooFewHosts: there are not enough, or this host is one of them.
+            errors.HostLost: this host is one of them.
         """
+        if self.used and self.used[0] in lost:
+            raise errors.HostLost(host=self.used[0])
         left = [name for name in self.spares if name not in lost]
-        gone = [name for name in self.used if name in lost]
-        if len(gone) > len(left) or (self.used and self.used[0] in lost):
-            raise errors.TooFewHosts(lost=", ".join(gone), spares=len(left))
-        return Fleet(tuple(left.pop(0) if name in lost else name for name in self.used), tuple(left))
+        instead: dict[str, str] = {}
+        places: list[str] = []
+        for name in self.used:
+            if name in lost and name not in instead:
+                instead[name] = left.pop(0) if left else places[-1]
+            places.append(instead.get(name, name))
+        return Fleet(tuple(places), tuple(left))
 
 
 def go_on(attempt: Callable[[Fleet], T], fleet: Fleet, times: int, say: Callable[[str], None]) -> T:
@@ -50,7 +62,7 @@ def go_on(attempt: Callable[[Fleet], T], fleet: Fleet, times: int, say: Callable
 
     Raises:
         errors.AgentLost: once too often.
-        errors.TooFewHosts: no spares are left.
+        errors.HostLost: this host itself is not heard of.
     """
     for number in range(1, times + 1):
         try:
@@ -59,6 +71,6 @@ def go_on(attempt: Callable[[Fleet], T], fleet: Fleet, times: int, say: Callable
             lost = error.fields["lost"]
             assert isinstance(lost, Collection)
             fleet = fleet.without(lost)
-            where = f" on {', '.join(fleet.used)}" if fleet.used else ""
+            where = f" on {', '.join(dict.fromkeys(fleet.used))}" if fleet.used else ""
             say(f"{error.fields['host']} is lost ({error.fields['why']}); restart {number} of {times}{where}")
     return attempt(fleet)

@@ -63,12 +63,13 @@ def prepare(temporary: str, hosts: Sequence[str], slots: Sequence[int]) -> tuple
 class RemoteShell:
     """The socket that crhpc.rsh comes to."""
 
-    def __init__(self, content: str, hosts: Sequence[str], order: Order) -> None:
+    def __init__(self, content: str, hosts: Sequence[str], addresses: Sequence[str], order: Order) -> None:
         """Listen as the file in the job's directory says, which comes back with an image.
 
         Args:
             content: of that file.
             hosts: the names of the nodes, by rank; the job goes on calling them as it did at its start.
+            addresses: by which the nodes reach each other, by rank.
             order: gives orders to members, as the coordinator does.
 
         Raises:
@@ -76,6 +77,7 @@ class RemoteShell:
             OSError: the socket is taken.
         """
         self.hosts = list(hosts)
+        self._addresses = [address or _address(host) for host, address in zip(hosts, addresses, strict=True)]
         self._order = order
         try:
             agent = json.loads(content)
@@ -142,7 +144,7 @@ class RemoteShell:
                      lambda ours: _same_address(ours, host)):
             for rank, ours in enumerate(self._names):
                 if same(ours):
-                    return rank, _address(self.hosts[rank])
+                    return rank, self._addresses[rank]
         raise OSError(2, f"{host} is none of the job's hosts ({', '.join(self._names)})")
 
 

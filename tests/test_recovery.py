@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 
-from crhpc.errors import AgentLost, TooFewHosts
+from crhpc.errors import AgentLost, HostLost
 from crhpc.recovery import Fleet, go_on
 
 FLEET = Fleet(("a", "b", "c"), ("d", "e"))
@@ -24,16 +24,30 @@ def test_an_agent_that_was_only_killed_is_started_again_where_it_was():
     assert Fleet().without([]) == Fleet()
 
 
-@pytest.mark.parametrize("names", [["b", "c", "d"], ["a"], ["b", "c", "d", "e"]])
-def test_too_few_are_left(names):
-    with pytest.raises(TooFewHosts, match="Cure: "):
-        FLEET.without(names)
+def test_without_spares_other_hosts_get_more():
+    assert FLEET.without(["b", "c", "d"]) == Fleet(("a", "e", "e"), ())
+    assert FLEET.without(["b", "c", "d", "e"]) == Fleet(("a", "a", "a"), ())
+    assert Fleet(("a", "b", "c", "d")).without(["c"]) == Fleet(("a", "b", "b", "d"))
+    assert Fleet(("a", "b", "b", "d"), ("e",)).without(["b"]) == Fleet(("a", "e", "e", "d"))
+    assert Fleet(("a", "b", "b")).afresh() == Fleet(("a", "b"))
+
+
+def test_this_host():
+    with pytest.raises(HostLost, match="Cure: "):
+        FLEET.without(["a"])
 
 
 def test_what_is_more_than_a_job_needs_is_a_spare():
     assert FLEET.of_size(2) == Fleet(("a", "b"), ("c", "d", "e"))
     assert FLEET.of_size(4) == Fleet(("a", "b", "c", "d"), ("e",))
     assert Fleet().of_size(3) == Fleet()
+
+
+def test_fewer_hosts_than_a_job_has_pods():
+    assert Fleet(("a", "b")).of_size(4) == Fleet(("a", "a", "b", "b"))
+    assert Fleet(("a", "b", "c")).of_size(4).used == ("a", "a", "b", "c")
+    assert Fleet(("a",), ("b",)).of_size(3) == Fleet(("a", "a", "b"))
+    assert Fleet(("a", "b", "b")).of_size(3) == Fleet(("a", "b", "b")), "as it is since a host was lost"
 
 
 class Job:
@@ -72,6 +86,6 @@ def test_not_at_all_unless_wanted():
         go_on(job, FLEET, 0, pytest.fail)
 
 
-def test_not_without_hosts():
-    with pytest.raises(TooFewHosts):
-        go_on(Job(lost("b")), Fleet(("a", "b")), 5, pytest.fail)
+def test_not_where_this_host_is_lost():
+    with pytest.raises(HostLost):
+        go_on(Job(lost("a")), Fleet(("a", "b")), 5, pytest.fail)

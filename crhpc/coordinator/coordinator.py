@@ -98,6 +98,8 @@ class Coordinator:
         self.job: dict[str, Any] = {}
         self.nodes: dict[int, Message] = {}
         """What each said of itself when it joined."""
+        self.machines: dict[int, int] | None = None
+        """Several nodes of the job may be on one."""
         self.directory = ""
         self.every: float | None = None
         self.due: float | None = None
@@ -163,8 +165,13 @@ class Coordinator:
 
     def join(self, hosts: list[str], **settings: Any) -> dict[int, Message]:
         """Have all ranks make their members; what they say of their nodes (cpus, addresses)."""
+        self.machines = {rank: hosts.index(host) for rank, host in enumerate(hosts)}
         self.nodes = self.order(Op.JOIN, hosts=hosts, **settings)
         return self.nodes
+
+    def addresses(self) -> list[str]:
+        """By which the nodes reach each other, by rank; empty where a node has none that others know."""
+        return [next(iter(self.nodes[rank]["addresses"]), "") for rank in range(self.transport.size)]
 
     def check(self, message: Message) -> Message:
         """Find out what a restart would do; nothing is made.
@@ -196,7 +203,8 @@ class Coordinator:
             self._progress("build", 0, 0)
             if self.others:
                 self._forget(image)
-            self.order(Op.BUILD, image=image, pods=pods, policy=message.get("policy", {}), places=self._places(pods))
+            self.order(Op.BUILD, image=image, pods=pods, policy=message.get("policy", {}), places=self._places(pods),
+                       guests=[rank for rank, machine in (self.machines or {}).items() if rank != machine])
             self._connect(self.store.connections(image) if self.others else [])
             replies = self.order(Op.RELEASE, pods=pods)
         except CrhpcError:
@@ -284,7 +292,8 @@ class Coordinator:
     def _survey(self) -> None:
         """Warn now, not at the first checkpoint hours later, of what could not be saved."""
         replies = self.order(Op.SURVEY)
-        _, outside = match({rank: reply["ends"] for rank, reply in replies.items()})
+        _, outside = match({rank: reply["ends"] for rank, reply in replies.items()},
+                                                self.machines)
         refusals = [line for reply in replies.values() for line in reply["refusals"]]
         for line in [*refusals, *(str(_leaves_job(end)) for end in outside)]:
             self.report({"op": "warning", "text": f"checkpoints will fail: {line}"})
@@ -312,7 +321,8 @@ class Coordinator:
             self._settle()
         replies = self.order(Op.CUT)
         checkpoint.pods = {str(rank): reply["pod"] for rank, reply in replies.items()}
-        checkpoint.connections, outside = match({rank: reply["ends"] for rank, reply in replies.items()})
+        checkpoint.connections, outside = match({rank: reply["ends"] for rank, reply in replies.items()},
+                                                self.machines)
         if outside:
             raise _leaves_job(outside[0])
         if not checkpoint.stop:

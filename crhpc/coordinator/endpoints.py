@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,7 @@ class External:
 @dataclass(frozen=True, slots=True)
 class _End:
     node: int
+    machine: int
     row: dict[str, Any]
     local: tuple[str, int]
     remote: tuple[str, int]
@@ -48,22 +50,24 @@ class _End:
 
     @property
     def scope(self) -> int:
-        """Where its other end can be: on the node itself where one address is loopback's, else (-1) anywhere."""
-        return self.node if _is_loopback(self.local[0]) or _is_loopback(self.remote[0]) else -1
+        """Where its other end can be: on the machine itself where one address is loopback's, else (-1) anywhere."""
+        return self.machine if _is_loopback(self.local[0]) or _is_loopback(self.remote[0]) else -1
 
 
-def match(ends: dict[int, list[dict[str, Any]]]) -> tuple[list[Connection], list[External]]:
+def match(ends: dict[int, list[dict[str, Any]]],
+          machines: Mapping[int, int] | None = None) -> tuple[list[Connection], list[External]]:
     """Pair the ends of all nodes; what stays alone and is not just waiting to be closed leaves the job.
 
-    Each node has loopback addresses of its own: such ends are paired within the node.
+    Each machine has loopback addresses of its own: such ends are paired within it.
 
     Args:
         ends: of each node, rows of file, state, local and remote address, pid and program; ``stranger`` where a program
             of the node's, outside the job, still has the other end.
+        machines: of each node; None where each has its own.
     """
-    rows = [_End(node, row, _name(row["local"]), _name(row["remote"]))
+    rows = [_End(node, node if machines is None else machines[node], row, _name(row["local"]), _name(row["remote"]))
             for node, of_node in ends.items() for row in of_node]
-    listening = {(scope, end.local) for end in rows if end.row["state"] == _LISTEN for scope in (end.node, -1)}
+    listening = {(scope, end.local) for end in rows if end.row["state"] == _LISTEN for scope in (end.machine, -1)}
     open_ends = [end for end in rows if end.row["state"] != _LISTEN]
     by_name: dict[tuple[Any, ...], list[_End]] = {}
     for end in open_ends:
@@ -109,7 +113,7 @@ def _is_loopback(host: str) -> bool:
 def _serves(end: _End, listening: set[tuple[int, tuple[str, int]]]) -> bool:
     """Whether a listener of its node has its name."""
     host, port = end.local
-    return any((end.node, (name, port)) in listening for name in (host, "0.0.0.0", "::"))
+    return any((end.machine, (name, port)) in listening for name in (host, "0.0.0.0", "::"))
 
 
 def _is_accepted_by(end: _End, listening: set[tuple[int, tuple[str, int]]]) -> bool:

@@ -98,8 +98,8 @@ class Node:
         self.pod = PodProcess(temporary, hostname=self._names["hostname"], boot_id=self._names["boot_id"])
         self.context = self.pod.context(stdio)
         for name, file in (files or {}).items():
-            with open(os.open(os.path.join(temporary, name), os.O_WRONLY | os.O_CREAT | os.O_EXCL, file["mode"]), "w",
-                      encoding="utf-8") as out:
+            path = os.path.join(self.pod.place, name)
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, file["mode"]), "w", encoding="utf-8") as out:
                 out.write(file["text"])
         if command is not None:
             environment = {**command["env"], "TMPDIR": temporary}
@@ -309,13 +309,15 @@ class Node:
         forget([LeftBehind(family, (one[0], one[1]), (other[0], other[1])) for family, one, other in rows])
 
     def build(self, image: str, described: dict[str, Any], stdio: tuple[int, int, int],
-              policy: dict[str, Any] | None = None, places: dict[str, Any] | None = None) -> int:
+              policy: dict[str, Any] | None = None, places: dict[str, Any] | None = None, *,
+              guest: bool = False) -> int:
         """Rebuild the pod of an image up to its open files, all stopped; how many tasks it has.
 
         Args:
             described: what ``describe`` gave at the checkpoint.
             policy: of files, as FilePolicy.to_message gives it.
             places: what became of the addresses that the job knows, as crhpc/coordinator/placement.py reckons it.
+            guest: another pod of the job is on this machine, too, and has the directory for temporary files.
 
         Raises:
             CrhpcError: it can't be restarted here.
@@ -326,7 +328,8 @@ class Node:
             check_description(image, described)
             files = FilePolicy.from_message(policy or {})
             self._names = {name: described[name] for name in ("hostname", "boot_id")}
-            self.pod = PodProcess(files.path(described["temporary"]), hostname=described["hostname"],
+            self.pod = PodProcess(files.path(described["temporary"]), self.number if guest else None,
+                                  hostname=described["hostname"],
                                   boot_id=described["boot_id"],
                                   clocks={"monotonic": described["monotonic"], "boottime": described["boottime"]})
             self.context = self.pod.context(stdio)

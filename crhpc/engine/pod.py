@@ -30,12 +30,14 @@ _CURES = {
 class PodProcess:
     """The first process of a pod and the channel to it."""
 
-    def __init__(self, temporary: str, *, hostname: str, clocks: dict[str, float] | None = None,
-                 boot_id: str = "") -> None:
+    def __init__(self, temporary: str, guest: int | None = None, *, hostname: str,
+                 clocks: dict[str, float] | None = None, boot_id: str = "") -> None:
         """Make the namespaces and the first process.
 
         Args:
             temporary: the pod's directory for temporary files; made, and removed by ``end``.
+            guest: where another pod of the job has that on this machine: a number that this one's has behind its name,
+                while the pod sees it where it always was.
             boot_id: what /proc/sys/kernel/random/boot_id shall read; empty for the node's own.
             clocks: what CLOCK_MONOTONIC and CLOCK_BOOTTIME shall read, in seconds; None for the node's own.
 
@@ -45,15 +47,19 @@ class PodProcess:
         prctl(PR_SET_CHILD_SUBREAPER, 1)
         self.events: deque[Message] = deque()
         self.temporary = temporary
+        self.place = temporary if guest is None else f"{temporary}.{guest}"
+        """That directory, as this machine sees it."""
         self.pid = 0
-        _make_private(temporary)
+        for path in dict.fromkeys((temporary, self.place)):
+            _make_private(path)
         self.channel, theirs = Channel.pair()
         fd = theirs.fileno()
         process = subprocess.Popen([sys.executable, "-P", "-m", "crhpc.engine.init", str(fd)], stdin=subprocess.DEVNULL,
                                    pass_fds=[fd], start_new_session=True)
         theirs.close()
         try:
-            self.channel.send({"clocks": clocks, "hostname": hostname, "boot_id": boot_id, "temporary": temporary})
+            self.channel.send({"clocks": clocks, "hostname": hostname, "boot_id": boot_id, "temporary": temporary,
+                               "place": self.place})
             self.pid = self._expect("init")["pid"]
             process.wait()
             self.channel.send({"op": "go"})
@@ -182,7 +188,7 @@ class PodProcess:
                 os.kill(self.pid, signal.SIGKILL)
             _reap(self.pid)
             self.pid = 0
-        directories.remove(self.temporary)
+        directories.remove(self.place)
 
 
 def _make_private(path: str) -> None:

@@ -77,6 +77,8 @@ class Network:
         """By the file's id, where it had to be taken out."""
         self.waiting: list[Waiting] = []
         self._by_name: dict[tuple[Name, Name], InetSocket] = {}
+        self._of_others: set[tuple[Name, Name]] = set()
+        """Ends that another pod has, as far as one knows, where the job has several: it may be on this machine."""
         self._own: dict[str, bool] = {}
         self.full: list[InetSocket] = []
         """Senders to other nodes whose window is full."""
@@ -104,7 +106,10 @@ class Network:
             found = sockdiag.inet_sockets()
         self.rows = {row.inode: row for row in found if row.inode in self.files}
         self.others = [row for row in found if not row.inode]
-        self._by_name = {names_of(row): row for row in found if row.remote[1]}
+        connected = {names_of(row): row for row in found if row.remote[1]}
+        if self.ctx.pod.redirects.others:
+            self._of_others = {names for names, row in connected.items() if row.inode and row.inode not in self.files}
+        self._by_name = {names: row for names, row in connected.items() if names not in self._of_others}
 
     def peer(self, row: InetSocket) -> InetSocket | None:
         """The other end, whoever has it; None where it is gone, or on another node."""
@@ -112,7 +117,10 @@ class Network:
         return self._by_name.get((remote, local))
 
     def is_distant(self, row: InetSocket) -> bool:
-        """Whether its other end is on another node."""
+        """Whether its other end is on another node, or in another pod on this one."""
+        local, remote = names_of(row)
+        if (remote, local) in self._of_others:
+            return True
         host = unmapped(row.remote[0])
         if host not in self._own:
             self._own[host] = is_own(host)

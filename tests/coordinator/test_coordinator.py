@@ -365,6 +365,7 @@ def test_restart(again):
     assert told["tasks"] == sum(10 + rank for rank in range(size))
     for rank, node in enumerate(again.nodes):
         places = node.arguments["build"].pop("places")
+        assert not node.arguments["build"].pop("guest")
         assert node.arguments["build"] == {"image": "/images/image-1", "stdio": (0, 1, 2), "policy": {},
                                            "described": described(rank)}
         assert places["addresses"] == described(rank)["addresses"] and not places["hosts"] and not places["moves"]

@@ -54,7 +54,7 @@ def test_every_order_is_known(side):
     side.node.state = "running"
     fields = {"command": {}, "temporary": "/tmp/x", "directory": "/d", "image": "/i", "pods": {"0": {"last_pid": 7}},
               "signal": 1, "group": False, "policy": {}, "address": "127.0.0.1", "env": {}, "peers": [],
-              "hosts": ["node"], "places": {}, "ports": [], "senders": [], "rows": [], "owners": [],
+              "hosts": ["node"], "guests": [], "places": {}, "ports": [], "senders": [], "rows": [], "owners": [],
               "counts": {}, "offers": {}}
     before = {Op.START: "empty", Op.CHECK: "empty", Op.CUT: "frozen", Op.THAW: "frozen", Op.BUILD: "empty",
               Op.LEFT: "empty", Op.FORGET: "empty",

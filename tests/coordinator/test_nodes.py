@@ -105,6 +105,24 @@ def test_what_closed_connections_keep_is_told_to_all(world):
     assert world.calls(0).index("forget") < world.calls(0).index("build")
 
 
+def test_several_on_one_machine(world):
+    """The first has the directory for temporary files, as on a machine of its own; loopback is the same for all."""
+    world.start()
+    world.checkpoint()
+    for node in world.nodes:
+        node.state = "empty"
+    world.coordinator.join(["one", "one", "other"])
+    world.coordinator.restart({"image": "/images/image-1", "directory": "/images", "every": None})
+    assert [node.arguments["build"]["guest"] for node in world.nodes] == [False, True, False]
+    one, other = ["127.0.0.1", 5000], ["127.0.0.1", 6000]
+    rows = [{"file": 3, "state": 1, "local": one, "remote": other, "pid": 1, "program": "app"},
+            {"file": 4, "state": 1, "local": other, "remote": one, "pid": 1, "program": "app"}]
+    world.nodes[0].ends, world.nodes[1].ends = rows[:1], rows[1:]
+    assert world.checkpoint()["op"] == "checkpointed"
+    world.nodes[1].ends, world.nodes[2].ends = [], rows[1:]
+    assert "outside the job" in world.checkpoint()["error"]
+
+
 def test_machines_that_have_changed(world):
     """Each node is told where all are; ports that had to move on one are told to all."""
     world.start()

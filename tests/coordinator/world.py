@@ -184,8 +184,10 @@ class FakeNode:
         self._enter("forget", "empty", rows=rows)
 
     def build(self, image: str, described: dict[str, Any], stdio: tuple[int, int, int],
-              policy: dict[str, Any] | None = None, places: dict[str, Any] | None = None) -> int:
-        self._enter("build", "empty", image=image, described=described, stdio=stdio, policy=policy, places=places)
+              policy: dict[str, Any] | None = None, places: dict[str, Any] | None = None, *,
+              guest: bool = False) -> int:
+        self._enter("build", "empty", image=image, described=described, stdio=stdio, policy=policy, places=places,
+                    guest=guest)
         self.state = "built"
         return 10 + self.rank
 

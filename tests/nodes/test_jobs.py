@@ -92,10 +92,11 @@ def test_killed_twice_and_resumed(cluster: Cluster, name: str, job: str, chance:
 
 
 @pytest.mark.parametrize(("name", "job", "places"), [
-    ("mpich", "heat.c", [(1, 2), (2, 1), (3, 1)]), ("openmpi", "ring.c", [(1, 2), (1, 3), (3, 2)])])
-def test_resumed_on_other_nodes(cluster: Cluster, name: str, job: str, places: list[tuple[int, int]],
+    ("mpich", "heat.c", [(1, 2), (2, 1), (3, 1)]), ("openmpi", "ring.c", [(1, 2), (1, 3), (3, 2)]),
+    ("mpich", "alltoall.c", [(1, 2), (3,), (2, 3)])])
+def test_resumed_on_other_nodes(cluster: Cluster, name: str, job: str, places: list[tuple[int, ...]],
                                 chance: random.Random, repetition: int, tmp_path: Path) -> None:
-    """In another order, and on nodes that the job has never seen; it calls them as it always did."""
+    """In another order, on nodes that the job has never seen, on fewer; it calls them as it always did."""
     place = cluster.shared / "job"
     place.mkdir()
     run = prepared(installed(ALL[name]()), job, cluster.shared, steps=400)
