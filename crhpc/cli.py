@@ -233,6 +233,19 @@ def verify_image(args: argparse.Namespace) -> int:
     return 0
 
 
+def pack_image(args: argparse.Namespace) -> int:
+    """``crhpc pack``: an image as one file."""
+    from crhpc.image.pack import pack
+
+    try:
+        length = pack(args.image, args.output.absolute())
+    except OSError as error:
+        raise errors.Unwritable(path=args.output, why=error.strerror or error,
+                                cure="name a file that does not exist, where there is room") from error
+    print(plain(f"{args.output}: {size(length)}"))
+    return 0
+
+
 def show(args: argparse.Namespace) -> int:
     """``crhpc show``: the tree of an image, or one object of it."""
     from crhpc.image.reader import Image
@@ -341,6 +354,9 @@ def _add_looking(command: Callable[[str, Command, str], argparse.ArgumentParser]
     sub = command("show", show, "look into a checkpoint")
     sub.add_argument("image", type=Path, metavar="IMAGE", help="such as checkpoints/ckpt-000005")
     sub.add_argument("object", nargs="?", default="/", metavar="PATH", help="a group or a table in it (%(default)s)")
+    sub = command("pack", pack_image, "make one HDF5 file of a checkpoint, to keep or to look into")
+    sub.add_argument("image", type=Path, metavar="IMAGE", help="such as checkpoints/ckpt-000005")
+    sub.add_argument("output", type=Path, metavar="OUT.h5", help="the file to write; it must not exist")
     sub = command("doctor", examine, "what this machine allows, and the cure for each no")
     sub.add_argument("--dir", type=Path, default=_directory(), metavar="DIR",
                      help="where checkpoints will be: is there room? (%(default)s)")
