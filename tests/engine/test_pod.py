@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import os
 import select
 import signal
@@ -81,6 +82,7 @@ def test_without_clocks_it_has_the_nodes_own(pod):
     ({"clocks": {"monotonic": -5.0, "boottime": 1.0}}, "timens_offsets: Numerical result out of range")])
 def test_a_pod_that_is_refused(tmp_path, pods_are_allowed, options, words):
     """One line with a cure; no process, no directory and no descriptor is left."""
+    gc.collect()   # what earlier tests have left must not be closed in the middle
     before = proc.children(os.getpid()), os.listdir("/proc/self/fd")
     with pytest.raises(NotAllowed) as caught:
         PodProcess(str(tmp_path / "crhpc-abcdef"), **{"hostname": "inside", **options})
@@ -299,6 +301,7 @@ def test_fork_as(pod):
 
 
 def test_stubs_have_the_end_of_a_control_socket(pod):
+    gc.collect()   # what earlier tests have left must not be closed in the middle
     before = len(os.listdir("/proc/self/fd"))
     with pod.control(50) as ours:
         theirs = pidfd.take_fd(pod.fork_as(99), 50)
@@ -320,6 +323,7 @@ def test_new_processes_get_ids_behind_the_old_ones(pod, pipes):
 # -- the end ------------------------------------------------------------------------------------------
 def test_the_end_leaves_nothing(tmp_path, pods_are_allowed):
     """Not what hid in a session of its own, what stands still, or what no mode allows to look into."""
+    gc.collect()   # what earlier tests have left must not be closed in the middle
     before = len(os.listdir("/proc/self/fd"))
     with pod_at(tmp_path) as pod, program_in(pod, """
             closed = os.environ["PLACE"] + "/closed"

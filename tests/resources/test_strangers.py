@@ -82,6 +82,7 @@ class Stranger:
         return outcome
 
     def _attempt(self, change: Change) -> str:
+        gc.collect()   # what earlier tests have left must not be closed in the middle
         before = os.listdir("/proc/self/fd")
         node = Node(0, memory=64 << 20, level=1, warn=lambda text: None)
         outcome = ""
