@@ -66,7 +66,8 @@ class EpollKind(FileKind):
     )
     afterwards = ("what is ready is told again, also what had been told by the edge (EPOLLET) before: no edge is "
                   "lost, one may be told twice. An EPOLLONESHOT that has fired may tell of a hang-up if its file was "
-                  "ready for nothing at the restart")
+                  "ready for nothing at the restart. A signalfd in an instance that several processes share tells of "
+                  "the signals of the first of them, whoever had added it: the kernel does not say that")
 
     def matches(self, file: OpenFile, ctx: Dump) -> bool:
         return file.link == "anon_inode:[eventpoll]"
