@@ -1,7 +1,7 @@
 """All tests: as the user who asks, and if that is root, at the same time as a plain user, as most users are.
 
 Both sleep more than they compute, and what one leaves behind can't be taken for the other's, by its owner. What has
-nothing to do with a user's rights is tested once.
+nothing to do with a user's rights is tested once; tests marked ``shared`` are divided between the two.
 The plain user is a user id that nobody has. It gets a copy of this checkout, as root's may lie where others
 can't read; and its environments, unless those of the checkout are readable. ``make test`` runs this.
 """

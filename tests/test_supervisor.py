@@ -534,6 +534,8 @@ for i in range(int(os.environ.get("CRHPC_TEST_LINES", "0")), 40):
 """
 COUNTER = [sys.executable, "-c", COUNT]
 
+pytestmark = pytest.mark.shared
+
 
 @pytest.mark.parametrize("mode", ["w", "a"])
 def test_output_in_a_file_is_that_of_an_uninterrupted_run(space, mode):

@@ -33,6 +33,8 @@ with open("input", "rb") as given:
 print("done", flush=True)
 """
 
+pytestmark = pytest.mark.shared
+
 
 def working(crhpc: NewJob, steps: int = 300) -> Job:
     job = crhpc([sys.executable, "-c", WORKING, str(steps)])

@@ -5,9 +5,12 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import pytest
 from heatrun import Answer, HeatRun
 from mpis import Mpi
 from wholejob import NewJob, interrupt_and_resume
+
+pytestmark = pytest.mark.shared
 
 EVERY = ("--every", "2", "-v")
 

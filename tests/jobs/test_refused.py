@@ -26,6 +26,8 @@ signal.pause()
 print("unharmed", flush=True)
 """
 
+pytestmark = pytest.mark.shared
+
 OUTSIDE = {"setup": "sock = socket.create_connection(('127.0.0.1', {port}))",
            "check": "sock.sendall(b'still there'); assert sock.recv(20) == b'indeed'"}
 RING = {"setup": "ring = ctypes.CDLL(None).syscall(425, 8, bytes(120))\nassert ring >= 0",

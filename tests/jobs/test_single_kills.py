@@ -12,6 +12,8 @@ from heatrun import Answer, HeatRun
 from processes import Process, kill
 from wholejob import Job, NewJob, Running, wait_until
 
+pytestmark = pytest.mark.shared
+
 AGENT = re.compile(r"crhpc(\.\w+)*\.agent")
 
 

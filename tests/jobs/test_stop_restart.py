@@ -29,6 +29,8 @@ for n in range(100):
 print("steady" if worst < 30 else f"a step of {worst} s")
 """
 
+pytestmark = pytest.mark.shared
+
 
 def other_boot(days: int) -> list[str]:
     """A command under which the clocks that start at boot say something else, as after a reboot."""

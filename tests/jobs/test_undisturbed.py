@@ -9,6 +9,8 @@ import pytest
 from heatrun import Answer, HeatRun
 from wholejob import NewJob
 
+pytestmark = pytest.mark.shared
+
 
 def test_a_checkpoint_every_second(heat_run: HeatRun, answer: Answer, crhpc: NewJob) -> None:
     job = crhpc(heat_run.argv, heat_run.mpi.environment)
