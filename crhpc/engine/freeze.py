@@ -12,6 +12,7 @@ from crhpc.engine.scratch import map_area
 from crhpc.engine.watch import STOP_SIGNALS, watch
 from crhpc.errors import CheckpointFailed, Unsupported
 from crhpc.kernel import pidfd, proc, ptrace
+from crhpc.kernel.reaper import Reaper
 from crhpc.kernel.tracee import ALL, ALL_BUT_TRAP, TaskGone, Tracee, event, find_instruction, wait
 from crhpc.resources.context import Task
 
@@ -29,6 +30,7 @@ class Frozen:
     tasks: list[Task] = field(default_factory=list)
     """Parents before their children."""
     zombies: list[Task] = field(default_factory=list)
+    reaper: Reaper | None = None
     stopped_at: float = 0.0
     """CLOCK_MONOTONIC of the first interrupt, seconds."""
 
@@ -47,13 +49,21 @@ def freeze(init: int) -> Frozen:
         Unsupported: a task is being debugged, or may not be traced.
         CheckpointFailed: threads did not stop.
     """
-    for attempt in range(_ATTEMPTS):
-        attempt_pause = _PAUSE * (attempt + 1)
-        try:
-            return _Freezer(init).freeze()
-        except NotStopping as error:
-            reason = error
-            time.sleep(attempt_pause)
+    reaper: Reaper | None = Reaper()
+    try:
+        for attempt in range(_ATTEMPTS):
+            attempt_pause = _PAUSE * (attempt + 1)
+            try:
+                frozen = _Freezer(init).freeze()
+            except NotStopping as error:
+                reason = error
+                time.sleep(attempt_pause)
+            else:
+                frozen.reaper, reaper = reaper, None
+                return frozen
+    finally:
+        if reaper is not None:
+            reaper.stop()
     raise CheckpointFailed(why=str(reason),
                            cure="try again; a process that hangs in a device or a file system can't be saved")
 
@@ -325,7 +335,15 @@ def thaw(frozen: Frozen) -> float:
                     os.kill(task.host, number)
     watch.go_on([tracee for task in frozen.tasks for tracee in task.threads.values()])
     watch.resume()
-    return time.monotonic() - frozen.stopped_at
+    seconds = time.monotonic() - frozen.stopped_at
+    give_up(frozen)
+    return seconds
+
+
+def give_up(frozen: Frozen | None) -> None:
+    """Have nothing more to do with a pod that stands still, or did: it will be ended."""
+    if frozen is not None and frozen.reaper is not None:
+        frozen.reaper.stop()
 
 
 def kill(frozen: Frozen) -> None:
@@ -337,4 +355,5 @@ def kill(frozen: Frozen) -> None:
         for tracee in sorted(task.threads.values(), key=lambda tracee: tracee.tid == tracee.pid):
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(tracee.tid, 0x40000000)
+    give_up(frozen)
     watch.resume()

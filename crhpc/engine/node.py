@@ -226,8 +226,7 @@ class Node:
     def thaw(self) -> float:
         """Let the pod go on; the seconds that it stood still."""
         assert self._frozen is not None
-        frozen, self._frozen = self._frozen, None
-        seconds = freezing.thaw(frozen)
+        seconds, self._frozen = freezing.thaw(self._frozen), None
         self._go_on_redirecting()
         if self._writer is not None:
             self._writer.go()
@@ -443,6 +442,7 @@ class Node:
 
     def end(self) -> None:
         """End every process of the pod; one that is frozen does not run again."""
+        freezing.give_up(self._frozen)
         self._frozen = None
         self.abort()
         self._doorway.close()

@@ -16,6 +16,7 @@ from crhpc.errors import CrhpcError
 from crhpc.filepolicy import FilePolicy
 from crhpc.image.reader import Shard
 from crhpc.kernel import proc
+from crhpc.kernel.reaper import Reaper
 from crhpc.kernel.tracee import find_instruction
 from crhpc.log import Steps, logger
 from crhpc.resources import Kind, Phase, run_steps
@@ -40,6 +41,7 @@ class Rebuilding:
         self.steps = steps
         number = control_number(shard)
         self.ctx = Restore(shard, image, context, pod, pod.control(number), number, warn, policy)
+        self._reaper = Reaper()
 
     def build(self) -> None:
         """Everything up to the open files; sockets between pods come with ``connect``.
@@ -91,6 +93,7 @@ class Rebuilding:
 
     def close(self) -> None:
         """Let go of the descriptors that the agent held for the pod; before the release, also of what it made."""
+        self._reaper.stop()
         self.ctx.closing.close()
         self.ctx.control.close()
         with contextlib.suppress(OSError):

@@ -64,16 +64,28 @@ class TaskGone(ProcessLookupError):
         self.status = status
 
 
+_waits = [0, 0]
+"""The thread that is waited for, 0 for none, and how many waits there were (crhpc/kernel/reaper.py)."""
+
+
+def awaited() -> tuple[int, int]:
+    """For which thread somebody waits, and the number of that wait."""
+    return _waits[0], _waits[1]
+
+
 def wait(tid: int, *, block: bool = True) -> int | None:
     """The next stop of a traced thread as a raw wait status; None where ``block`` is false and none is due.
 
     Raises:
         TaskGone: it ended instead.
     """
+    _waits[:] = tid if block else 0, _waits[1] + 1
     try:
         pid, status = os.waitpid(tid, _WALL | (0 if block else os.WNOHANG))
     except ChildProcessError:
         raise TaskGone(tid) from None
+    finally:
+        _waits[0] = 0
     if pid == 0:
         return None
     if not os.WIFSTOPPED(status):
