@@ -63,7 +63,7 @@ def mount_own(spec: Message) -> None:
     if os.path.isdir("/dev/pts"):
         mount("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620")
         mount("/dev/pts/ptmx", "/dev/ptmx", flags=MS_BIND)
-    if spec["place"] != spec["temporary"]:
+    if spec.get("place") and spec["place"] != spec["temporary"]:
         mount(spec["place"], spec["temporary"], flags=MS_BIND)
     if spec.get("hostname"):
         namespaces.set_hostname(spec["hostname"])
