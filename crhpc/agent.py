@@ -11,6 +11,7 @@ import select
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -92,6 +93,17 @@ class Agent:
     # -- the loop ---------------------------------------------------------------------------------
     def run(self) -> None:
         """Serve until the job is over or the supervisor is gone."""
+        if threading.current_thread() is not threading.main_thread():
+            self._serve()
+            return
+        # A signal may be taken by another thread; this one has to know of it, too (crhpc/engine/watch.py).
+        before = signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
+        try:
+            self._serve()
+        finally:
+            signal.set_wakeup_fd(before)
+
+    def _serve(self) -> None:
         while not self.over:
             sources: dict[int, Callable[[], None]] = {self._woken: self._drain_wake}
             if self.supervisor is not None:

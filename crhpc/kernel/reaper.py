@@ -6,6 +6,7 @@ The end of a process's first thread is told to its tracer when all its other thr
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from contextlib import suppress
 
@@ -21,7 +22,9 @@ class Reaper:
     def __init__(self) -> None:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="crhpc-reaper", daemon=True)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())   # they are the first thread's
         self._thread.start()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def stop(self) -> None:
         """Again is harmless."""
