@@ -4,7 +4,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import threading
 import time
 
 import pytest
@@ -61,4 +60,4 @@ def test_it_ends_when_it_is_told_to():
     reaper = Reaper()
     reaper.stop()
     reaper.stop()
-    assert not any(thread.name == "crhpc-reaper" for thread in threading.enumerate())
+    assert not reaper._thread.is_alive()
