@@ -165,9 +165,14 @@ def test_an_mpi_job(short_run: HeatRun, crhpc: NewJob, tmp_path: Path) -> None:
         if number == WARM:
             before = crhpcs_own(running)
     assert before is not None and running.poll() is None
-    wait_until(lambda: not crhpcs_own(running).more_descriptors(before), 5.0,   # it may look at the job just now
-               lambda: f"more descriptors than before: {crhpcs_own(running).more_descriptors(before)}")
-    crhpcs_own(running).must_not_exceed(before)
+    used = [crhpcs_own(running)]
+
+    def is_quiet() -> bool:   # it may look at the job just now
+        used.append(crhpcs_own(running))
+        return not used[-1].more_descriptors(before)
+
+    wait_until(is_quiet, 5.0, lambda: f"more descriptors than before: {used[-1].more_descriptors(before)}")
+    used[-1].must_not_exceed(before)
     assert running.wait(600) == 0
     right(answer, job)
     numbers = [image["number"] for image in job.images()]
