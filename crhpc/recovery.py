@@ -26,8 +26,8 @@ class Fleet:
         names = tuple(dict.fromkeys((*self.used, *self.spares)))
         if len(self.used) == pods and len(names) < pods:   # as it is already
             return self
-        few = len(names) < pods
-        return Fleet(tuple(names[n * len(names) // pods] for n in range(pods)) if few else names[:pods], names[pods:])
+        used = names[:pods]
+        return Fleet(tuple(used[n * len(used) // pods] for n in range(pods)), names[pods:])
 
     def afresh(self) -> Fleet:
         """For a job that starts: a pod on each host."""

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from crhpc.kernel import sockopt
-from crhpc.kernel.ports import Address, connect_from, resolved
+from crhpc.kernel.ports import Address, connect_from, is_any, resolved
 
 _SO_ATTACH_REUSEPORT_CBPF, _SO_DETACH_REUSEPORT_BPF = 51, 68
 _BPF_RETURN = 6
@@ -47,11 +47,6 @@ def is_own(host: str) -> bool:
             return True
         except OSError:
             return False
-
-
-def is_any(host: str) -> bool:
-    """Whether it stands for all addresses of the machine."""
-    return host in ("", "0.0.0.0", "::", "::ffff:0.0.0.0")
 
 
 def name_of(address: tuple[object, ...]) -> Address:

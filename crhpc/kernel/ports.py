@@ -23,7 +23,6 @@ from typing import Protocol
 from crhpc.kernel import libc, sockdiag
 
 _IP_BIND_ADDRESS_NO_PORT, _IP_LOCAL_PORT_RANGE = 24, 51
-_ANY = ("", "0.0.0.0", "::", "::ffff:0.0.0.0")
 Address = tuple[str, int]
 """An address, with the name of its interface behind % where that matters (RFC 4007), and a port."""
 
@@ -34,6 +33,11 @@ def _ephemeral() -> range:
     with open("/proc/sys/net/ipv4/ip_local_port_range", encoding="ascii") as file:
         low, high = map(int, file.read().split())
     return range(low, high + 1)
+
+
+def is_any(host: str) -> bool:
+    """Whether it stands for all addresses of the machine."""
+    return host in ("", "0.0.0.0", "::", "::ffff:0.0.0.0")
 
 
 def resolved(family: int, address: Address) -> tuple[str, int] | tuple[str, int, int, int]:
@@ -78,7 +82,7 @@ def connect_from(sock: socket.socket, local: Address, remote: Address) -> None:
 
 def _bind_address(sock: socket.socket, host: str, remote: Address) -> None:
     """Bind a socket to an address, its port is chosen later; not where it has a name, or will have that one anyway."""
-    if host in _ANY or sock.getsockname()[1] or (host == remote[0] and _chosen_for(sock.family, remote) == host):
+    if is_any(host) or sock.getsockname()[1] or (host == remote[0] and _chosen_for(sock.family, remote) == host):
         return
     sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
     sock.bind(resolved(sock.family, (host, 0)))

@@ -20,7 +20,8 @@ from typing import Protocol
 
 from crhpc.errors import PASSING, Unsupported
 from crhpc.kernel import ports, sockdiag, tcp
-from crhpc.kernel.listeners import is_any, is_own, name_of, unmapped
+from crhpc.kernel.listeners import is_own, name_of, unmapped
+from crhpc.kernel.ports import is_any
 from crhpc.kernel.sockdiag import InetSocket
 from crhpc.kernel.tcp import Unread
 from crhpc.resources.context import Dump, OpenFile

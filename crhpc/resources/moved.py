@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from crhpc.kernel.listeners import is_any, is_own, unmapped
-from crhpc.kernel.ports import Address
+from crhpc.kernel.listeners import is_own, unmapped
+from crhpc.kernel.ports import Address, is_any
 
 ANY, ANY6 = "0.0.0.0", "::"
 _LOOPBACK = {ANY: "127.0.0.1", ANY6: "::1"}

@@ -18,7 +18,7 @@ from crhpc.errors import CrhpcError, FileGone, ImageDamaged, OtherMachine, PortT
 from crhpc.image.reader import Shard
 from crhpc.kernel import ports, proc, sockdiag, sockopt
 from crhpc.kernel.libc import PAGE
-from crhpc.kernel.listeners import is_any
+from crhpc.kernel.ports import is_any
 from crhpc.resources.context import Dump, OpenFile, Restore, Task
 
 FAMILY = struct.pack("=H", socket.AF_UNIX)

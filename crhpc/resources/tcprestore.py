@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 
 from crhpc.errors import CrhpcError, RestartFailed
 from crhpc.kernel import ports, sockdiag, sockopt, tcp
-from crhpc.kernel.listeners import Listeners, as_family, connect, family_of, is_any, name_of, unmapped
-from crhpc.kernel.ports import Address
+from crhpc.kernel.listeners import Listeners, as_family, connect, family_of, name_of, unmapped
+from crhpc.kernel.ports import Address, is_any
 from crhpc.kernel.tcp import Unread
 from crhpc.resources.connections import ENDED, await_end, close_directions
 from crhpc.resources.context import Restore

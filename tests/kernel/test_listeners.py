@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from crhpc.kernel import tcp
-from crhpc.kernel.listeners import Listeners, as_family, connect, family_of, is_any, unmapped
+from crhpc.kernel.listeners import Listeners, as_family, connect, family_of, unmapped
+from crhpc.kernel.ports import is_any
 
 from .targets import PATIENCE
 

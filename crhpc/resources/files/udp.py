@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 
 from crhpc.errors import PASSING, CrhpcError, ImageDamaged, OtherMachine
 from crhpc.kernel import messages, multicast, ports, sockdiag, sockopt
-from crhpc.kernel.listeners import as_family, is_any, is_own, name_of, unmapped
+from crhpc.kernel.listeners import as_family, is_own, name_of, unmapped
 from crhpc.kernel.messages import Datagram
 from crhpc.kernel.multicast import Membership
-from crhpc.kernel.ports import Address
+from crhpc.kernel.ports import Address, is_any
 from crhpc.resources import Chapter, Cut, Phase, at
 from crhpc.resources.context import Dump, OpenFile, Restore
 from crhpc.resources.files import File, FileKind
